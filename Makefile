@@ -1,0 +1,42 @@
+# Two cores and no GPU are enough for every target. Each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-fast check bench setup models clean
+
+setup: $(STAMP)
+
+# The torch named first is a CPU build where one can be had; else the default build for this platform is taken.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" || $(BIN)/pip install --quiet --disable-pip-version-check torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[local,tasks,train,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/opdscope demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python bench/sampler.py
+
+# Trains the embedded models again, from their seeds (minutes on two cores).
+models: $(STAMP)
+	$(BIN)/python scripts/train_embedded.py
+
+clean:
+	rm -rf $(VENV) dist runs bench/results

@@ -1,0 +1,51 @@
+"""See where on-policy distillation helps and where it hurts, before and while you train.
+
+The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers. Importing
+the package loads no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opdscope.config import Config, load_config
+    from opdscope.errors import OpdscopeError
+    from opdscope.pipeline import diagnose, make_plan, screen
+    from opdscope.store import Run, open_run
+    from opdscope.summary import Summary, node_scores, summarize
+
+__all__ = [
+    "Config",
+    "OpdscopeError",
+    "Run",
+    "Summary",
+    "diagnose",
+    "load_config",
+    "make_plan",
+    "node_scores",
+    "open_run",
+    "screen",
+    "summarize",
+]
+
+_HOME = {
+    "Config": "config",
+    "OpdscopeError": "errors",
+    "Run": "store",
+    "Summary": "summary",
+    "diagnose": "pipeline",
+    "load_config": "config",
+    "make_plan": "pipeline",
+    "node_scores": "summary",
+    "open_run": "store",
+    "screen": "pipeline",
+    "summarize": "summary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'opdscope' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"opdscope.{_HOME[name]}"), name)

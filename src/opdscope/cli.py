@@ -1,0 +1,183 @@
+"""The command line: thin, with a progress bar and an honest ETA; a user's error is one plain sentence and exit code 2."""
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opdscope.errors import OpdscopeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See where on-policy distillation helps and where it hurts, before and while you train.",
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the diagnosis.", show_default=False)]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Directory of the run; default runs/NAME.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. task.num_questions=8; may be repeated.", show_default=False),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no notes.")]
+
+
+class DemoModel(StrEnum):
+    """What the demonstration runs on."""
+
+    EMBEDDED = "embedded"
+    SMOLLM2 = "smollm2"
+
+
+class _Bars:
+    """Progress of the stages on a terminal; the pipeline's watcher."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._num_tokens = 0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A new bar; what an earlier session finished does not count towards the speed."""
+        self._num_tokens = 0
+        self._task = self._progress.add_task(stage, total=total, completed=done, speed="")
+
+    def tokens(self, num_tokens: int) -> None:
+        """Show tokens per second."""
+        self._num_tokens += num_tokens
+        elapsed = self._progress.tasks[-1].elapsed if self._progress.tasks else None
+        if elapsed and self._task is not None:
+            self._progress.update(self._task, speed=f"{self._num_tokens / elapsed:,.0f} tokens/s")
+
+    def advance(self, amount: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def note(self, text: str) -> None:
+        """Print above the bars."""
+        self._progress.console.print(text)
+
+
+@contextmanager
+def _watching(quiet: bool) -> Generator[Any]:
+    from opdscope.pipeline import Silent
+
+    if quiet:
+        yield Silent()
+        return
+    columns = [
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+    ]
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
+        yield _Bars(progress)
+
+
+def _print(renderable: Any) -> None:
+    console = Console()
+    # piped output has no width of its own; the tables are made for this one
+    Console(width=None if console.is_terminal else 180).print(renderable)
+
+
+def _show(run: Any, as_json: bool = False) -> None:
+    from opdscope.report import render_summary
+    from opdscope.summary import summarize
+
+    summary = summarize(run.tables(), run.config, run.times())
+    if as_json:
+        sys.stdout.write(summary.to_json() + "\n")
+    else:
+        _print(render_summary(summary.data))
+
+
+def _work(job: str, config: Any, run_dir: Path | None, overrides: list[str] | None, quiet: bool) -> None:
+    from opdscope import pipeline
+
+    function: Callable[..., Any] = {"screen": pipeline.screen, "diagnose": pipeline.diagnose}[job]
+    with _watching(quiet) as watcher:
+        run = function(config, run_dir=run_dir, overrides=overrides or (), watcher=watcher)
+    _show(run)
+    _print(f"Run: {run.path}")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    measure: Annotated[bool, typer.Option(help="Measure this machine's speed with a probe of a few seconds.")] = True,
+) -> None:
+    """Rollouts, tokens, time and memory of a diagnosis, before anything is spent."""
+    from opdscope.pipeline import make_plan
+    from opdscope.report import render_plan
+
+    _print(render_plan(make_plan(config, run_dir=run_dir, overrides=overrides or (), measure=measure)))
+
+
+@app.command()
+def screen(config: ConfigArgument, run_dir: RunDirOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+    """Rank the teachers from the student's ordinary rollouts alone."""
+    _work("screen", config, run_dir, overrides, quiet)
+
+
+@app.command()
+def diagnose(config: ConfigArgument, run_dir: RunDirOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+    """Screening, then targeted rollouts: where in the chain, and on correct against incorrect paths."""
+    _work("diagnose", config, run_dir, overrides, quiet)
+
+
+@app.command()
+def summary(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """What a stored run says; needs no model."""
+    from opdscope.store import open_run
+
+    _show(open_run(run), as_json)
+
+
+@app.command()
+def demo(
+    model: Annotated[DemoModel, typer.Option(help="embedded: tiny transformers that ship with the package; smollm2: SmolLM2-135M.")] = (
+        DemoModel.EMBEDDED
+    ),
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """A whole diagnosis of a real model in seconds, offline."""
+    from opdscope.config import load_config
+
+    with resources.as_file(resources.files("opdscope") / "data" / "demo" / f"{model.value}.yaml") as path:
+        _work("diagnose", load_config(path, overrides or ()), run_dir, None, quiet)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except OpdscopeError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {_inert(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _inert(text: str) -> str:
+    """Text for a terminal: no markup and no control characters, whatever a file or a model put into it."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() or character == "\n" else "�" for character in text))

@@ -1,0 +1,384 @@
+"""One YAML file describes one diagnosis; every default is the recommended experiment.
+
+Models refuse unknown keys and name the nearest valid one. `load_config` turns every failure into a :class:`ConfigError` that says where.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from opdscope.core.divergences import check_objective
+from opdscope.errors import ConfigError
+
+CONTEXTS = ("plain", "answer", "solution", "unrelated_solution")
+"""What a teacher can be shown."""
+
+NULL_CONTEXTS = frozenset({"unrelated_solution"})
+"""Contexts that carry the form of help and nothing about the question: teachers shown one are nulls."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """A causal language model: local directory, hub name, GGUF file, or `embedded:NAME` for one that ships with the package."""
+
+    model_name_or_path: str
+    """Where the model is."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the probabilities. bfloat16 shifts a token's log-probability by 0.07–0.23 and is treated as noise, not as truth."""
+    revision: str | None = None
+    """Hub revision."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+
+class TeacherConfig(_Strict):
+    """A teacher is a model plus a context; without a model it is the student itself, shown the context."""
+
+    name: str = Field(min_length=1, max_length=60, pattern=r"^[^/\\\x00-\x1f]+$")
+    """How the teacher is called in every table."""
+    teacher_model_name_or_path: str | None = None
+    """The teacher's model; None is the student's own weights (self-distillation)."""
+    privileged_context: Literal["plain", "answer", "solution", "unrelated_solution"] = "plain"
+    """What the teacher is shown besides the question."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the teacher's probabilities."""
+    revision: str | None = None
+    """Hub revision."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+
+class NullsConfig(_Strict):
+    """Teachers that know nothing about the question: the student at another temperature."""
+
+    sharpened: float = Field(default=0.8, gt=0, lt=1)
+    """Temperature of the sharpened student."""
+    flattened: float = Field(default=1.25, gt=1)
+    """Temperature of the flattened student."""
+
+
+class EmbeddedTaskConfig(_Strict):
+    """The two tasks that the package ships models for, with worked steps as chain of thought."""
+
+    kind: Literal["chain", "addition"]
+    """chain: 3–6 operations modulo 10; addition: two numbers of 2–5 digits, digit by digit with carries."""
+    num_questions: int = Field(default=32, ge=1)
+    """How many questions."""
+    seed: int = 0
+    """Which questions."""
+
+
+class ReasoningGymTaskConfig(_Strict):
+    """Questions and the scorer of a reasoning-gym generator."""
+
+    kind: Literal["reasoning_gym"]
+    """Fixed."""
+    dataset: str
+    """Name of the generator, for example `chain_sum`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the generator, as reasoning-gym names them."""
+    num_questions: int = Field(default=32, ge=1)
+    """How many questions."""
+    seed: int = 0
+    """Which questions."""
+    answer_pattern: str = r"(?im)^\W*answer\W*?:\s*(.+?)\W*$"
+    """Regular expression that finds the final answer in a response; its first group of the last match is scored."""
+
+
+class JsonlTaskConfig(_Strict):
+    """Questions from a file with one JSON object a line."""
+
+    kind: Literal["jsonl"]
+    """Fixed."""
+    path: Path
+    """The file."""
+    question_field: str = "question"
+    """Key of the question's text."""
+    answer_field: str = "answer"
+    """Key of the answer."""
+    verifier: Literal["exact", "numeric", "math"] = "numeric"
+    """exact: equal after trimming; numeric: equal as numbers; math: math-verify's symbolic comparison."""
+    answer_pattern: str | None = r"(?im)^\W*answer\W*?:\s*(.+?)\W*$"
+    """Regular expression that finds the final answer (first group, last match); None gives the whole response to the verifier."""
+    num_questions: int | None = Field(default=None, ge=1)
+    """Take the first so many; None takes all."""
+
+
+TaskConfig = Annotated[EmbeddedTaskConfig | ReasoningGymTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]
+
+
+class PromptFormat(_Strict):
+    """What the models are told, as text with `{question}`, `{answer}` and `{solution}` filled in by replacement.
+
+    The text becomes the user's turn of the model's own chat template, or the whole prompt where a model has none.
+    """
+
+    system: str | None = None
+    """System turn, if any."""
+    plain: str = "{question}\nThink step by step. Write the final result on the last line as `Answer: <result>`."
+    """The student's prompt, and a plain teacher's."""
+    answer: str = (
+        "{question}\nThe correct result is {answer}.\nThink step by step. Write the final result on the last line as `Answer: <result>`."
+    )
+    """With the bare answer."""
+    solution: str = (
+        "{question}\nHere is a correct solution to this problem:\n\n{solution}\n\n"
+        "Think step by step. Write the final result on the last line as `Answer: <result>`."
+    )
+    """With one correct solution."""
+    unrelated_solution: str = (
+        "{question}\nHere is a correct solution to another problem:\n\n{solution}\n\n"
+        "Think step by step. Write the final result on the last line as `Answer: <result>`."
+    )
+    """With the solution of another question."""
+
+    @field_validator("plain", "answer", "solution", "unrelated_solution")
+    @classmethod
+    def _has_question(cls, text: str) -> str:
+        if "{question}" not in text:
+            raise ValueError("must contain {question}")
+        return text
+
+
+class RolloutsConfig(_Strict):
+    """The student's ordinary rollouts: screening uses them all, paths are drawn from them."""
+
+    num_rollouts: int = Field(default=16, ge=2)
+    """Measured rollouts a question; two are the least that a leave-one-out baseline needs."""
+    num_demonstrations: int = Field(default=4, ge=0)
+    """Further rollouts a question, from which solution contexts are taken; they are never measured (else the context leaks)."""
+    teacher_rollouts: int = Field(default=0, ge=0)
+    """Rollouts a question by each teacher, for the accuracy gap (a cheap rival of the gain); 0 leaves it out."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the policy; student and teacher logits are divided by it in every p and q."""
+    max_completion_length: int = Field(default=256, ge=1)
+    """Most tokens in a response; longer ones are cut and count as TRUNCATED, which is not success."""
+
+
+class TargetedConfig(_Strict):
+    """Targeted rollouts: which paths, nodes and candidates, and how many continuations."""
+
+    paths_per_outcome: int = Field(default=2, ge=1)
+    """Paths a question from its correct rollouts, and as many from its incorrect ones, as far as there are any."""
+    nodes_per_path: int = Field(default=6, ge=1)
+    """Nodes drawn on each path with known inclusion probabilities."""
+    uniform_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of the inclusion probability that is spread evenly, so that no node has probability zero."""
+    max_candidates: int = Field(default=6, ge=1)
+    """Most tokens measured one by one at a node; the rest of the student's distribution is the tail stratum."""
+    min_candidate_prob: float = Field(default=0.01, gt=0, lt=1)
+    """A token is a candidate if the student or a teacher gives it at least this probability."""
+    continuations_per_node: int = Field(default=32, ge=2)
+    """Continuations a node, shared out over its strata."""
+    min_continuations: int = Field(default=3, ge=2)
+    """Least continuations of a stratum that is sampled at all."""
+    min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
+    """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
+
+
+class EngineConfig(_Strict):
+    """How the work is done. Nothing here changes what is measured, and a run may be resumed with other values."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+    max_rows: int = Field(default=256, ge=1)
+    """Most continuations decoded at once."""
+    chunk_rows: int = Field(default=256, ge=1)
+    """Full-vocabulary rows held at once by the scorer; fewer for less memory."""
+    verifier_workers: int = Field(default=2, ge=1)
+    """Processes that verify responses."""
+    verifier_deadline_seconds: float = Field(default=10.0, gt=0)
+    """A verification that takes longer is UNVERIFIABLE."""
+
+
+class AnalysisConfig(_Strict):
+    """How stored results become numbers; may be changed without sampling again."""
+
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    """Level of every interval."""
+    num_draws: int = Field(default=400, ge=100)
+    """Posterior draws a node."""
+
+
+class Config(_Strict):
+    """One diagnosis."""
+
+    version: Literal[1] = 1
+    """Version of this file's layout."""
+    name: str = Field(default="diagnosis", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run directory: `runs/NAME`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything that is drawn."""
+    student: ModelConfig
+    """The policy that would be trained."""
+    teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
+    """The candidates."""
+    nulls: NullsConfig = NullsConfig()
+    """The student flattened and sharpened, part of every diagnosis."""
+    task: TaskConfig
+    """Questions and verifier."""
+    prompt: PromptFormat | None = None
+    """Wording of the prompts; None takes the task's own."""
+    objectives: tuple[str, ...] = Field(default=("reverse_kl", "forward_kl"), min_length=1)
+    """`reverse_kl`, `forward_kl` or `generalized_jsd(BETA)` with 0 < BETA < 1 (0 = forward KL, 1 = reverse KL, the TRL convention).
+    The first one makes the ranking."""
+    rollouts: RolloutsConfig = RolloutsConfig()
+    """Ordinary rollouts."""
+    targeted: TargetedConfig = TargetedConfig()
+    """Targeted rollouts."""
+    engine: EngineConfig = EngineConfig()
+    """Machine settings."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """Statistics settings."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            check_objective(name)
+        if len(set(names)) != len(names):
+            raise ValueError("an objective is listed twice")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        names = [teacher.name for teacher in self.teachers]
+        taken = {"sharpened", "flattened"} & set(names)
+        if taken:
+            raise ValueError(f"teachers: {sorted(taken)[0]!r} is the name of a null teacher; choose another name")
+        if len(set(names)) != len(names):
+            raise ValueError(f"teachers: the name {next(n for n in names if names.count(n) > 1)!r} is used twice; names must differ")
+        continuation = self.targeted.temperature
+        if continuation is not None and continuation != self.rollouts.temperature:
+            raise ValueError(
+                f"targeted.temperature is {continuation:g} but rollouts.temperature is {self.rollouts.temperature:g}: continuations must "
+                "be sampled from the same policy whose probabilities are differentiated; remove targeted.temperature"
+            )
+        needs = [t.name for t in self.teachers if t.privileged_context in ("solution", "unrelated_solution")]
+        if needs and self.rollouts.num_demonstrations == 0:
+            raise ValueError(
+                f"teacher {needs[0]!r} is shown a solution, but rollouts.num_demonstrations is 0: "
+                "solutions are taken from demonstrations, which are never measured; set it to 4 or more"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the stored results; a run directory belongs to one identity."""
+        return self.model_dump(mode="json", exclude={"engine", "analysis", "name"})
+
+
+def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        source: Path of a YAML file, a mapping of the same layout, or a config.
+        overrides: `key=value` pairs with dotted keys (`task.num_questions=8`, `teachers.0.dtype=bfloat16`); values are read as YAML.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, a key is unknown, or a value is wrong; the text says which and what to do.
+    """
+    if isinstance(source, Config):
+        data: Any = source.model_dump(mode="json")
+    elif isinstance(source, Mapping):
+        data = json.loads(json.dumps(source, default=str))
+    else:
+        data = _read_yaml(Path(source))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected a mapping with keys such as student, teachers and task, found {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, data)) from error
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path}; `opdscope demo` shows one that works") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example task.num_questions=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} cannot be read as a YAML value") from error
+    target: Any = data
+    parts = key.split(".")
+    for part, following in zip(parts, [*parts[1:], ""], strict=True):
+        last = following == ""
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise ConfigError(f"--set {override!r}: {part!r} is not an index of a list of {len(target)} entries (they start at 0)")
+            index: Any = int(part)
+        elif isinstance(target, dict):
+            index = part
+        else:
+            raise ConfigError(f"--set {override!r}: {part!r} is below a value that has no keys")
+        if last:
+            target[index] = value
+        elif isinstance(target, list):
+            target = target[index]
+        else:
+            if target.get(index) is None:
+                target[index] = {}
+            target = target[index]
+
+
+def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
+    problems: list[str] = []
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if part not in _TASK_KINDS]
+        where = ".".join(str(part) for part in location)
+        if problem["type"] == "extra_forbidden":
+            problems.append(_unknown_key(where, str(location[-1]), [str(part) for part in location[:-1]], data))
+        elif problem["type"] == "missing":
+            problems.append(f"{where} is missing; it must be given")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] in ("value_error", "missing") and not where else f", found {problem['input']!r}"
+            problems.append(f"{where}: {message}{found}" if where else message)
+    return "; ".join(problems)
+
+
+_TASK_KINDS = ("chain", "addition", "reasoning_gym", "jsonl")
+
+
+def _unknown_key(where: str, key: str, parents: list[str], data: Mapping[str, Any]) -> str:
+    valid = sorted(_valid_keys(parents, data))
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys here are {', '.join(valid)}"
+    return f"unknown key {where!r}; {hint}"
+
+
+def _valid_keys(parents: list[str], data: Mapping[str, Any]) -> Iterator[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "student": ModelConfig, "teachers": TeacherConfig, "nulls": NullsConfig, "prompt": PromptFormat, "rollouts": RolloutsConfig,
+        "targeted": TargetedConfig, "engine": EngineConfig, "analysis": AnalysisConfig,
+    }  # fmt: skip
+    tasks: dict[str, type[BaseModel]] = {
+        "chain": EmbeddedTaskConfig, "addition": EmbeddedTaskConfig, "reasoning_gym": ReasoningGymTaskConfig, "jsonl": JsonlTaskConfig,
+    }  # fmt: skip
+    if not parents:
+        yield from Config.model_fields
+    elif parents[0] == "task":
+        yield from tasks[data["task"]["kind"]].model_fields
+    elif parents[0] in sections:
+        yield from sections[parents[0]].model_fields

@@ -1,0 +1,175 @@
+r"""Gains from ordinary rollouts: one teacher-forced pass per teacher, and no targeted rollout.
+
+For a response y with outcome R, the sum over its positions of the centred signal, :math:`F = \sum_t (f_{y_t} - \bar f_t)`, is the score
+function of moving the student along the objective. Its covariance with R is therefore the derivative of the success rate, summed over all
+nodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from jaxtyping import Float, Int
+
+from opdscope.core.divergences import entropy, kl_divergence, signal_of
+from opdscope.core.gradients import distillation_gradient
+from opdscope.errors import ShapeError
+
+Array = Any
+
+RARE_PROB = 1e-4
+"""Tokens that the student takes less often than this are called rare: ordinary rollouts hardly ever meet them."""
+
+
+@dataclass(frozen=True)
+class StudentRows:
+    """The student's distribution at a chunk of positions, with what every teacher's comparison needs of it."""
+
+    logprobs: Float[Array, "row vocab"]
+    """Natural-log probabilities."""
+    probs: Float[Array, "row vocab"]
+    """Probabilities."""
+    entropy: Float[Array, "row"]
+    """Entropy in nats."""
+    collision: Float[Array, "row"]
+    """Chance that two draws agree, the sum of squared probabilities."""
+
+    @classmethod
+    def of(cls, logprobs: Float[Array, "row vocab"]) -> "StudentRows":
+        """Everything from the log-probabilities."""
+        xp = array_namespace(logprobs)
+        probs = xp.exp(logprobs)
+        return cls(logprobs, probs, entropy(logprobs), xp.sum(probs * probs, axis=-1))
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """One teacher beside the student at a chunk of positions: divergences, no objective yet."""
+
+    reverse_kl: Float[Array, "row"]
+    """KL(student ‖ teacher) in nats."""
+    forward_kl: Float[Array, "row"]
+    """KL(teacher ‖ student) in nats."""
+    jensen_shannon: Float[Array, "row"]
+    """Jensen–Shannon divergence in nats, in [0, log 2]."""
+    entropy: Float[Array, "row"]
+    """The teacher's entropy in nats."""
+    rare_mass: Float[Array, "row"]
+    """The teacher's probability on tokens that the student takes less often than :data:`RARE_PROB`."""
+
+
+@dataclass(frozen=True)
+class ObjectiveRows:
+    """One objective of one teacher at a chunk of positions, reduced over the vocabulary."""
+
+    taken_signal: Float[Array, "row"]
+    """Signal of the token that the student took, minus the signal's mean under the student."""
+    taken_gradient: Float[Array, "row"]
+    """Distillation gradient at the taken token, minus its mean under the student."""
+    signal_variance: Float[Array, "row"]
+    """Variance of the signal under the student: squared length of the push in the Fisher metric."""
+    gradient_squared_norm: Float[Array, "row"]
+    """Squared Euclidean length of the push on the logits."""
+
+
+def compare_rows(student: StudentRows, teacher_logprobs: Float[Array, "row vocab"]) -> TeacherRows:
+    """Divergences between student and teacher at each position, over the full vocabulary."""
+    xp = array_namespace(teacher_logprobs)
+    teacher_probs = xp.exp(teacher_logprobs)
+    mixture = xp.logaddexp(student.logprobs, teacher_logprobs) - float(np.log(2.0))
+    js = 0.5 * (kl_divergence(student.logprobs, mixture) + kl_divergence(teacher_logprobs, mixture))
+    rare = xp.sum(xp.where(student.probs < RARE_PROB, teacher_probs, xp.zeros_like(teacher_probs)), axis=-1)
+    return TeacherRows(
+        kl_divergence(student.logprobs, teacher_logprobs),
+        kl_divergence(teacher_logprobs, student.logprobs),
+        js,
+        entropy(teacher_logprobs),
+        rare,
+    )
+
+
+def reduce_rows(
+    student: StudentRows, teacher_logprobs: Float[Array, "row vocab"], taken: Int[Array, "row"], objective: str
+) -> ObjectiveRows:
+    r"""What screening keeps of an objective at each position, so that full-vocabulary rows never have to be kept.
+
+    Args:
+        student: The student at these positions.
+        teacher_logprobs: The teacher at the same positions.
+        taken: The token that the response took at each position.
+        objective: As the config names it.
+
+    Returns:
+        :math:`f_y - \bar f`, :math:`d_y - \bar d`, :math:`\operatorname{Var}_p(f)` and :math:`\|d\|^2`, with means under the student over
+        the full vocabulary. In the first three, tokens below the smallest normal number (1e-38 in float32) count zero: they are never
+        drawn. A huge variance says that the teacher wants tokens that the student practically never takes.
+    """
+    xp = array_namespace(teacher_logprobs)
+    signal = signal_of(objective)(student.logprobs, teacher_logprobs)
+    gradient = distillation_gradient(student.logprobs, teacher_logprobs, objective)
+    index = taken[:, None]
+    # below the smallest normal number q/p can overflow, and one such token would make the mean infinite; it is never drawn either
+    drawable = student.probs >= float(xp.finfo(student.probs.dtype).smallest_normal)
+
+    def centred(values: Float[Array, "row vocab"]) -> tuple[Float[Array, "row"], Float[Array, "row"]]:
+        values = xp.where(drawable, values, xp.zeros_like(values))
+        mean = xp.sum(student.probs * values, axis=-1)
+        deviation = xp.where(drawable, values - mean[:, None], xp.zeros_like(values))
+        # p first: the square alone overflows float32 where p · f², which is q² / p, does not
+        spread = student.probs * deviation * deviation
+        return xp.take_along_axis(deviation, index, axis=-1)[:, 0], xp.sum(spread, axis=-1)
+
+    taken_signal, signal_variance = centred(signal)
+    taken_gradient, _ = centred(gradient)
+    return ObjectiveRows(taken_signal, taken_gradient, signal_variance, xp.sum(gradient * gradient, axis=-1))
+
+
+def screening_gain(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"]) -> Float[np.ndarray, "*batch"]:
+    r"""Total gain of an objective on one question, from its ordinary rollouts alone.
+
+    Args:
+        outcomes: 1 for CORRECT, 0 for INCORRECT and TRUNCATED, NaN for UNVERIFIABLE (left out).
+        pushes: Sum over positions of the centred signal at the taken token (natural gain) or of the centred gradient (Euclidean gain).
+
+    Returns:
+        Success probability per unit step, summed over the positions of a response; unbiased. Zero if all outcomes agree. NaN with fewer
+        than two verified rollouts.
+
+    Raises:
+        ShapeError: If the rollout axes differ in length.
+
+    Notes:
+        :math:`\hat G = \frac1n \sum_i (R_i - b_i) F_i` with the leave-one-out baseline :math:`b_i = \frac{1}{n-1}\sum_{k \ne i} R_k`,
+        which is independent of rollout i, so that it lowers the variance and adds no bias. It equals the sample covariance of R and F with
+        divisor n - 1; where rollouts are left out it estimates the derivative of the success rate among verifiable responses.
+
+    References:
+        Williams (1992), REINFORCE; Kool et al. (2019), leave-one-out baseline.
+
+    Example:
+        >>> round(float(screening_gain(np.array([1.0, 0.0]), np.array([0.5, -0.5]))), 6)
+        0.5
+    """
+    if outcomes.shape[-1:] != pushes.shape[-1:]:
+        raise ShapeError(f"expected one push per outcome, {outcomes.shape[-1]}, found {pushes.shape[-1]}")
+    return (
+        np.mean(_advantages(outcomes) * pushes[..., ~np.isnan(outcomes)], axis=-1)
+        if _enough(outcomes)
+        else np.full(pushes.shape[:-1], np.nan)
+    )
+
+
+def _enough(outcomes: Float[np.ndarray, "rollout"]) -> bool:
+    return int(np.sum(~np.isnan(outcomes))) >= 2
+
+
+def _advantages(outcomes: Float[np.ndarray, "rollout"]) -> Float[np.ndarray, "verified"]:
+    verified = outcomes[~np.isnan(outcomes)]
+    return verified - (np.sum(verified) - verified) / (len(verified) - 1)
+
+
+def teacher_pushes(centred: Sequence[Float[np.ndarray, "position"]]) -> Float[np.ndarray, "rollout"]:
+    """Sum of a centred per-position quantity over each response, in float64."""
+    return np.array([float(np.sum(np.asarray(values, dtype=np.float64))) for values in centred])

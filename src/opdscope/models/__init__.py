@@ -1,0 +1,1 @@
+"""Inference engines behind two protocols; the only rooms that touch one."""

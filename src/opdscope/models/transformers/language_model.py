@@ -1,0 +1,134 @@
+"""A loaded causal language model with its tokenizer: what the sampler, the scorer and the pipeline need to know about it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from opdscope.errors import ModelError
+
+_HASH_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model in evaluation mode, without gradients, and its tokenizer. Made by :func:`load_language_model`."""
+
+    model: Any
+    """The `transformers` model, with the shared-prefix attention registered; plain `model(input_ids)` works as usual."""
+    tokenizer: Any
+    """The `transformers` tokenizer."""
+    name: str
+    """The name or path it was asked for by."""
+    dtype: str
+    """Type of weights and activations: "float32", "bfloat16" or "float16"."""
+    eos_token_ids: tuple[int, ...]
+    """Tokens that end a response, ascending: the generation config's and the tokenizer's."""
+    files: tuple[Path, ...] = field(repr=False)
+    """Weight files and configuration that determine the model's function, in a fixed order."""
+    revision: str | None = None
+    """Commit of the hub repository; None for a local model."""
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer; output rows of the model beyond it are padding and are cut."""
+        return len(self.tokenizer)
+
+    @property
+    def device(self) -> Any:
+        """The `torch.device` that holds the weights."""
+        return self.model.device
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of weights, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the contents of weight files and configuration, and the hub commit. Reads all files on first use."""
+        digest = hashlib.sha256((self.revision or "").encode())
+        for path in self.files:
+            with path.open("rb") as file:
+                while block := file.read(_HASH_BLOCK_BYTES):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def token_to_id(self) -> dict[str, int]:
+        """The vocabulary, special and added tokens included."""
+        return dict(self.tokenizer.get_vocab())
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Hex SHA-256 over the sorted token-to-id map and the special token ids."""
+        content = sorted(self.token_to_id.items()), sorted(self.tokenizer.all_special_ids)
+        return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def render_prompt(self, user: str, system: str | None = None) -> tuple[str, tuple[int, ...]]:
+        """The text that the model is shown for a question, and its token ids.
+
+        With a chat template: the template's rendering of the messages, ending where the assistant's answer begins. Without one: system and
+        user text as they are (joined by a blank line), with the tokenizer's own special tokens in front.
+
+        Args:
+            user: The question.
+            system: System message; None for none.
+
+        Returns:
+            Rendered text and token ids.
+
+        Raises:
+            ModelError: If the chat template refuses the messages (some allow no system message), or the prompt has no tokens.
+        """
+        if not self.tokenizer.chat_template:
+            text = user if system is None else f"{system}\n\n{user}"
+            return text, self._encode(text, add_special_tokens=True)
+        messages = [{"role": "user", "content": user}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2 raises its own types, and templates raise what they like
+            raise ModelError(
+                f"The chat template of {self.name!r} refuses the prompt ({error}). Try it without a system message."
+            ) from error
+        return text, self._encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special tokens skipped. For verifiers and people; never encoded again."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, special tokens shown by name."""
+        return self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        token_ids = tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        if not token_ids:
+            raise ModelError(f"The prompt {text!r} has no tokens under the tokenizer of {self.name!r}; give the question some text.")
+        return token_ids
+
+
+def require_same_vocabulary(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Refuse a pair whose tokenizers map tokens to ids differently.
+
+    Args:
+        student: The model that samples.
+        teacher: The model that scores the student's tokens.
+
+    Raises:
+        ModelError: If the token-to-id maps differ in any entry.
+    """
+    if student.token_to_id == teacher.token_to_id:
+        return
+    theirs = teacher.token_to_id
+    differing = [token for token, index in student.token_to_id.items() if theirs.get(token) != index]
+    differing += [token for token in theirs if token not in student.token_to_id]
+    raise ModelError(
+        f"The teacher {teacher.name!r} ({teacher.vocab_size} tokens) and the student {student.name!r} ({student.vocab_size} tokens) have "
+        f"different vocabularies: {len(differing)} tokens differ, for example {differing[0]!r}. Their probabilities cannot be compared "
+        "token by token. Choose a teacher of the student's own family (equal tokenizer), or the student itself shown a context."
+    )

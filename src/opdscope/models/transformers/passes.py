@@ -1,0 +1,151 @@
+"""The two forward passes: prefill writes trunks, continue reads new tokens of rows after their trunk and suffix."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from opdscope.models.transformers.attention import join, partial_attention
+from opdscope.models.transformers.cache import SharedPrefixCache
+
+
+class PrefillPass:
+    """Reads trunks from their first token and stores them in slots `first_slot`, `first_slot` + 1, …; padding is on the right."""
+
+    def __init__(self, cache: SharedPrefixCache, first_slot: int) -> None:
+        self._cache = cache
+        self._first_slot = first_slot
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """See :class:`AttentionPass`. Causal, so the padding on the right changes nothing before it."""
+        num_trunks, num_tokens = key.shape[0], key.shape[2]
+        slots = slice(self._first_slot, self._first_slot + num_trunks)
+        keys, values = self._cache.trunks[layer].reserve(slots.stop, num_tokens, key, value)
+        keys[slots, :, :num_tokens] = key
+        values[slots, :, :num_tokens] = value
+        grouped = query.shape[1] != key.shape[1]
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return output.transpose(1, 2)
+
+
+class RowLayout:
+    """Which row attends to how much of which trunk; changes only when rows come and go.
+
+    The queries of a trunk's rows are laid side by side in a grid [num_trunks, rows_per_trunk], padded with row 0, whose results are
+    dropped. Where the rows already lie so, nothing is moved.
+    """
+
+    def __init__(self, trunk_of_row: np.ndarray, lengths: np.ndarray, device: torch.device) -> None:
+        """Lay out rows.
+
+        Args:
+            trunk_of_row: Trunk slot of each row, [rows].
+            lengths: How many tokens of its trunk each row sees, [rows], at least 1.
+            device: Where the model is.
+        """
+        num_rows = len(trunk_of_row)
+        counts = np.bincount(trunk_of_row)
+        self.lengths = lengths
+        self.num_trunks, self.rows_per_trunk, self.num_tokens = len(counts), int(counts.max()), int(lengths.max())
+        order = np.argsort(trunk_of_row, kind="stable")
+        starts = np.cumsum(counts) - counts
+        place = np.empty(num_rows, dtype=np.int64)
+        place[order] = np.arange(num_rows) - starts[trunk_of_row[order]]
+        place += trunk_of_row * self.rows_per_trunk
+        grid = np.zeros(self.num_trunks * self.rows_per_trunk, dtype=np.int64)
+        grid[place] = np.arange(num_rows)
+        in_order = len(grid) == num_rows and bool((place == np.arange(num_rows)).all())
+        self.row_of_place = None if in_order else torch.from_numpy(grid).to(device)
+        self.place_of_row = None if in_order else torch.from_numpy(place).to(device)
+        self.hidden = self._hidden_trunk_tokens(lengths[grid]).to(device) if (lengths != self.num_tokens).any() else None
+
+    def _hidden_trunk_tokens(self, lengths: np.ndarray) -> torch.Tensor:
+        hidden = np.arange(self.num_tokens) >= lengths[:, None]
+        return torch.from_numpy(hidden).view(self.num_trunks, 1, self.rows_per_trunk, 1, self.num_tokens)
+
+
+class ContinuePass:
+    """Reads new tokens of every row after its trunk and its suffix, and appends them to the suffix."""
+
+    def __init__(self, cache: SharedPrefixCache, layout: RowLayout, suffix_lengths: np.ndarray, num_new: int, device: torch.device) -> None:
+        """Plan the pass.
+
+        Args:
+            cache: Holds the trunks; row r has suffix slot r.
+            layout: Which row attends to what.
+            suffix_lengths: Tokens that each row has read since its prefix, [rows].
+            num_new: Tokens that each row reads now.
+            device: Where the model is.
+        """
+        self._cache, self._layout = cache, layout
+        places = suffix_lengths[:, None] + np.arange(num_new)
+        self.positions = torch.from_numpy(layout.lengths[:, None] + places).to(device)
+        """Rotary positions, [rows, num_new]."""
+        self._window = int(suffix_lengths.max()) + num_new
+        self._places = torch.from_numpy(places).to(device)
+        self._common_start = int(suffix_lengths[0]) if (suffix_lengths == suffix_lengths[0]).all() else None
+        self._hidden: torch.Tensor | None = None
+        if num_new > 1 or self._common_start is None:
+            self._hidden = torch.arange(self._window, device=device) > self._places[:, None, None, :, None]
+        self._flat_places: torch.Tensor | None = None
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """See :class:`AttentionPass`."""
+        num_rows, num_heads, num_new, dim = query.shape
+        keys, values = self._append(layer, key, value)
+        queries_per_head = num_heads // key.shape[1] * num_new
+        query = (query.float() * scaling).reshape(num_rows, key.shape[1], queries_per_head, dim)
+        hidden = self._hidden
+        if hidden is not None:
+            hidden = hidden.expand(num_rows, key.shape[1], queries_per_head // num_new, num_new, self._window)
+        own = partial_attention(query.view(-1, queries_per_head, dim), keys, values, hidden)
+        output, log_total = own[0].view(*query.shape[:-1], -1), own[1].view(*query.shape[:-1], 1)
+        output = join(self._attend_trunk(layer, query), (output, log_total))
+        return output.view(num_rows, num_heads, num_new, -1).transpose(1, 2).to(value.dtype)
+
+    def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values; return all that the rows have, [rows · kv_heads, window, dim]."""
+        num_rows, num_new = key.shape[0], key.shape[2]
+        buffers = self._cache.suffixes[layer].reserve(num_rows, self._window, key, value)
+        flat = [buffer.view(-1, *buffer.shape[2:]) for buffer in buffers]
+        if self._common_start is not None:
+            window = slice(self._common_start, self._common_start + num_new)
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer[:num_rows, :, window] = new
+        else:
+            for buffer, new in zip(flat, (key, value), strict=True):
+                index = self._flat_index(key.shape[1], buffer.shape[1])
+                buffer.view(-1, buffer.shape[2]).index_copy_(0, index, new.float().reshape(-1, buffer.shape[2]))
+        return flat[0][: num_rows * key.shape[1], : self._window], flat[1][: num_rows * key.shape[1], : self._window]
+
+    def _flat_index(self, num_kv_heads: int, capacity: int) -> torch.Tensor:
+        """Where new tokens go in a suffix buffer seen as [rows · kv_heads · capacity, dim]; equal for all layers, so made once."""
+        if self._flat_places is None:
+            num_rows = self._places.shape[0]
+            sequence = torch.arange(num_rows * num_kv_heads, device=self._places.device).view(num_rows, num_kv_heads, 1)
+            self._flat_places = (sequence * capacity + self._places[:, None, :]).flatten()
+        return self._flat_places
+
+    def _attend_trunk(self, layer: int, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The trunks' part for queries [rows, kv_heads, queries, dim]: output likewise, and log-sum-exp [rows, kv_heads, queries, 1]."""
+        layout, (num_kv_heads, num_queries, dim) = self._layout, query.shape[1:]
+        grid = (layout.num_trunks, layout.rows_per_trunk, num_kv_heads, num_queries)
+        query = query if layout.row_of_place is None else query.index_select(0, layout.row_of_place)
+        query = query.view(*grid, dim).transpose(1, 2).reshape(layout.num_trunks * num_kv_heads, -1, dim)
+        keys, values = (self._trunk_view(buffer) for buffer in (self._cache.trunks[layer].keys, self._cache.trunks[layer].values))
+        hidden = layout.hidden
+        if hidden is not None:
+            hidden = hidden.expand(layout.num_trunks, num_kv_heads, layout.rows_per_trunk, num_queries, layout.num_tokens)
+        parts = partial_attention(query, keys, values, hidden)
+        return self._to_rows(parts[0], grid), self._to_rows(parts[1], grid)
+
+    def _trunk_view(self, buffer: Any) -> torch.Tensor:
+        num_sequences = self._layout.num_trunks * buffer.shape[1]
+        return buffer.view(-1, *buffer.shape[2:])[:num_sequences, : self._layout.num_tokens]
+
+    def _to_rows(self, part: torch.Tensor, grid: tuple[int, int, int, int]) -> torch.Tensor:
+        num_trunks, rows_per_trunk, num_kv_heads, num_queries = grid
+        part = part.view(num_trunks, num_kv_heads, rows_per_trunk, num_queries, -1).transpose(1, 2)
+        part = part.reshape(num_trunks * rows_per_trunk, num_kv_heads, num_queries, -1)
+        return part if self._layout.place_of_row is None else part.index_select(0, self._layout.place_of_row)

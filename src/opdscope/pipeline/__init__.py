@@ -1,0 +1,7 @@
+"""The stages in order, each one resumable: rollouts → contexts → screening → nodes → continuations."""
+
+from opdscope.pipeline.diagnosis import diagnose, screen
+from opdscope.pipeline.plan import Plan, make_plan
+from opdscope.pipeline.watching import Silent, Watcher
+
+__all__ = ["Plan", "Silent", "Watcher", "diagnose", "make_plan", "screen"]

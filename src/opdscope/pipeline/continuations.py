@@ -1,0 +1,106 @@
+"""Targeted rollouts: the student finishes from each node after each stratum's token. Fresh: none is counted at any other node."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from opdscope.core.randomness import derive_seed
+from opdscope.models.base import Sample, SampleRequest
+from opdscope.pipeline.experiment import UNIT_ROWS, Experiment, unit_names
+from opdscope.records import to_table
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One stratum of one node with its planned continuations."""
+
+    node: dict[str, Any]
+    stratum: int
+    forced: tuple[int, ...]
+
+
+def sample_continuations(experiment: Experiment) -> None:
+    """Draw and verify the planned continuations of every node; success does not depend on the teacher, so one set serves all."""
+    units = _units(experiment)
+    names = unit_names(len(units))
+    paths = {
+        (row["question_id"], row["rollout_index"]): tuple(row["token_ids"])
+        for row in experiment.run.table("rollouts").select(["question_id", "rollout_index", "token_ids"]).to_pylist()
+    }
+
+    def work(unit: int) -> int:
+        rows = [row for branch in units[unit] for row in _planned(experiment, branch)]
+        responses = [(row["question_id"], paths[row["question_id"], row["rollout_index"]][: row["position"]]) for row in rows]
+        samples = _finish(experiment, rows, paths)
+        verdicts = experiment.verify(
+            [question_id for question_id, _ in responses],
+            [
+                (*prefix, row["forced_token_id"], *sample.token_ids)
+                for (_, prefix), row, sample in zip(responses, rows, samples, strict=True)
+            ],
+            [sample.finished for sample in samples],
+        )
+        stored = [
+            {**row, "token_ids": sample.token_ids, "outcome": outcome}
+            for row, sample, (_, outcome) in zip(rows, samples, verdicts, strict=True)
+        ]
+        experiment.run.write("continuations", names[unit], to_table("continuations", stored))
+        return sum(len(sample.token_ids) for sample in samples)
+
+    sizes = [(name, sum(len(branch.forced) for branch in unit)) for name, unit in zip(names, units, strict=True)]
+    experiment.run_units("continuations", "continuations", sizes, work)
+
+
+def _units(experiment: Experiment) -> list[list[_Branch]]:
+    """Branches in the order of their nodes, so that a unit holds whole nodes of few paths, about `UNIT_ROWS` continuations in all."""
+    nodes = {row["node_id"]: row for row in experiment.run.table("nodes").to_pylist()}
+    by_node: dict[str, list[_Branch]] = {node_id: [] for node_id in nodes}
+    for row in experiment.run.table("strata").to_pylist():
+        if row["forced_token_ids"]:
+            by_node[row["node_id"]].append(_Branch(nodes[row["node_id"]], row["stratum"], tuple(row["forced_token_ids"])))
+    units: list[list[_Branch]] = []
+    rows = UNIT_ROWS
+    for branches in by_node.values():
+        size = sum(len(branch.forced) for branch in branches)
+        if rows + size > UNIT_ROWS:
+            units.append([])
+            rows = 0
+        units[-1] += branches
+        rows += size
+    return [unit for unit in units if unit]
+
+
+def _planned(experiment: Experiment, branch: _Branch) -> list[dict[str, Any]]:
+    return [
+        {
+            "node_id": branch.node["node_id"],
+            "stratum": branch.stratum,
+            "continuation_index": index,
+            "forced_token_id": token,
+            "question_id": branch.node["question_id"],
+            "rollout_index": branch.node["rollout_index"],
+            "position": branch.node["position"],
+            "seed": derive_seed(experiment.config.seed, "continuation", branch.node["node_id"], branch.stratum, index),
+        }
+        for index, token in enumerate(branch.forced)
+    ]
+
+
+def _finish(experiment: Experiment, rows: list[dict[str, Any]], paths: dict[tuple[str, int], tuple[int, ...]]) -> list[Sample]:
+    """Sample each row to its end; rows of one node and token share a request, requests of one path share its prefill."""
+    eos = set(experiment.student.eos_token_ids)
+    samples: dict[int, Sample] = {index: Sample((), True) for index, row in enumerate(rows) if row["forced_token_id"] in eos}
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, row in enumerate(rows):
+        if index not in samples:
+            groups.setdefault((row["node_id"], row["forced_token_id"]), []).append(index)
+    requests = []
+    for (_, token), members in groups.items():
+        row = rows[members[0]]
+        prompt = experiment.student_prompts[row["question_id"]]
+        trunk = prompt + paths[row["question_id"], row["rollout_index"]]
+        seeds = tuple(rows[index]["seed"] for index in members)
+        room = experiment.max_length - row["position"] - 1
+        requests.append(SampleRequest(trunk, len(prompt) + row["position"], (token,), seeds, room))
+    for members, group in zip(groups.values(), experiment.sample(experiment.student, requests), strict=True):
+        samples.update(zip(members, group, strict=True))
+    return [samples[index] for index in range(len(rows))]

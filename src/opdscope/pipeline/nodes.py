@@ -1,0 +1,260 @@
+"""Where targeted rollouts start: paths, nodes with known inclusion probabilities, candidates and the tail, and how many continuations each gets.
+
+Everything here is decided from probabilities alone, before any continuation is drawn; of a path's own outcome only the class is used, to draw
+as many paths from correct as from incorrect rollouts, with their inclusion probabilities kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from opdscope.config import TargetedConfig
+from opdscope.core.divergences import entropy, kl_divergence, signal_of
+from opdscope.core.gradients import distillation_gradient
+from opdscope.core.randomness import derive_seed, generator, uniforms
+from opdscope.core.sampling import (
+    Candidates,
+    allocate_continuations,
+    choose_candidates,
+    inclusion_probabilities,
+    node_importance,
+    systematic_sample,
+)
+from opdscope.pipeline.experiment import Experiment, unit_names
+from opdscope.pipeline.scoring import Response, Scores, teacher_prompts, to_numpy
+from opdscope.records import TAIL, Outcome, Role, to_table
+
+
+@dataclass(frozen=True)
+class Path:
+    """A measured rollout chosen for targeted rollouts, with its nodes."""
+
+    response: Response
+    """The rollout; its positions are the nodes."""
+    outcome: str
+    """`correct` or `incorrect` (which includes truncated)."""
+    path_inclusion: float
+    """Chance to be chosen among the question's rollouts of this outcome."""
+    inclusion: Float[np.ndarray, "position"]
+    """Inclusion probability of every position of the path."""
+
+
+def choose_nodes(experiment: Experiment) -> None:
+    """Draw paths and nodes, choose candidates, reduce every teacher's signal to strata, and plan the continuations."""
+    reader = _PathReader(experiment)
+    settings = experiment.config.targeted
+    blocks = experiment.question_blocks(2 * settings.paths_per_outcome * settings.nodes_per_path)
+    names = unit_names(len(blocks))
+    prompts = teacher_prompts(experiment)
+
+    def work(unit: int) -> int:
+        paths = [path for index in blocks[unit] for path in reader.paths(experiment.questions[index].question_id)]
+        tables: dict[str, list[dict[str, Any]]] = {"strata": [], "node_signals": [], "nodes": []}
+        if paths:
+            scores = Scores(experiment, [path.response for path in paths], prompts)
+            for question_id in dict.fromkeys(path.response.question_id for path in paths):
+                _measure_question(experiment, scores, [p for p in paths if p.response.question_id == question_id], tables)
+        _settle_terminals(experiment, tables, {_node_id(p.response, t): (p.response, t) for p in paths for t in p.response.positions})
+        for name in ("strata", "node_signals", "nodes"):  # the last one marks the unit as done
+            experiment.run.write(name, names[unit], to_table(name, tables[name]))
+        return sum(len(p.response.token_ids) for p in paths) * (1 + len(experiment.teachers))
+
+    experiment.run_units("nodes", "nodes", [(name, len(block)) for name, block in zip(names, blocks, strict=True)], work)
+
+
+class _PathReader:
+    """Draws paths and nodes from what screening stored."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._rollouts: dict[str, list[dict[str, Any]]] = {}
+        for row in experiment.run.table("rollouts").to_pylist():
+            if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
+                self._rollouts.setdefault(row["question_id"], []).append(row)
+        self._collision = {
+            (row["question_id"], row["rollout_index"]): np.array(row["collision"])
+            for row in experiment.run.table("student_positions").select(["question_id", "rollout_index", "collision"]).to_pylist()
+        }
+        self._push: dict[tuple[str, int], list[np.ndarray]] = {}
+        columns = ["question_id", "rollout_index", "teacher", "reverse_kl"]
+        for row in experiment.run.table("teacher_positions").select(columns).to_pylist():
+            if row["teacher"] in experiment.teachers:
+                self._push.setdefault((row["question_id"], row["rollout_index"]), []).append(np.array(row["reverse_kl"]))
+
+    def paths(self, question_id: str) -> list[Path]:
+        settings = self._experiment.config.targeted
+        seed = self._experiment.config.seed
+        chosen: list[Path] = []
+        for outcome in ("correct", "incorrect"):
+            own = [row for row in self._rollouts.get(question_id, []) if (row["outcome"] == Outcome.CORRECT) == (outcome == "correct")]
+            count = min(settings.paths_per_outcome, len(own))
+            order = generator(seed, "paths", question_id, outcome).permutation(len(own))[:count]
+            for row in (own[index] for index in sorted(order)):
+                key = (question_id, row["rollout_index"])
+                push = np.array(self._push.get(key, [np.ones(len(row["token_ids"]))]))
+                importance = node_importance(self._collision[key], push)
+                inclusion = inclusion_probabilities(importance, settings.nodes_per_path, settings.uniform_share)
+                positions = systematic_sample(inclusion, float(generator(seed, "nodes", *key).random()))
+                response = Response(question_id, row["rollout_index"], tuple(row["token_ids"]), tuple(int(t) for t in positions))
+                chosen.append(Path(response, outcome, count / len(own), inclusion))
+        return chosen
+
+
+def _measure_question(experiment: Experiment, scores: Scores, paths: Sequence[Path], tables: dict[str, list[dict[str, Any]]]) -> None:
+    places = [(path, position) for path in paths for position in path.response.positions]
+    for chunk in scores.chunks(paths[0].response.question_id):
+        student = to_numpy(chunk.student)
+        # every teacher's rows at once, since candidates depend on all of them; float64 only row by row
+        teachers = {name: to_numpy(rows) for name, rows in chunk.others}
+        for row in range(len(student)):
+            path, position = places[chunk.start + row]
+            own = {name: _normalised(rows[row]) for name, rows in teachers.items()}
+            _measure_node(experiment, path, position, _normalised(student[row]), own, tables)
+
+
+def _measure_node(
+    experiment: Experiment,
+    path: Path,
+    position: int,
+    student: Float[np.ndarray, "vocab"],
+    teachers: dict[str, Float[np.ndarray, "vocab"]],
+    tables: dict[str, list[dict[str, Any]]],
+) -> None:
+    settings = experiment.config.targeted
+    probs = np.exp(student)
+    real = [np.exp(rows) for name, rows in teachers.items() if name in experiment.teachers]
+    candidates = choose_candidates(probs, np.array(real), settings.max_candidates, settings.min_candidate_prob)
+    tail = probs.copy()
+    tail[candidates.token_ids] = 0.0
+    has_tail = bool(tail.sum() > 0)
+    node_id = _node_id(path.response, position)
+    tables["nodes"].append(
+        {
+            "node_id": node_id,
+            "question_id": path.response.question_id,
+            "rollout_index": path.response.rollout_index,
+            "position": position,
+            "path_outcome": path.outcome,
+            "path_inclusion": path.path_inclusion,
+            "inclusion": path.inclusion[position],
+            "entropy": float(entropy(student)),
+        }
+    )
+    last = position == experiment.max_length - 1
+    tables["strata"] += _strata(experiment, node_id, probs, tail if has_tail else None, candidates, last)
+    for name, rows in teachers.items():
+        for objective in experiment.config.objectives:
+            signals = _stratum_signals(student, rows, objective, candidates.token_ids, tail if has_tail else None)
+            tables["node_signals"].append({"node_id": node_id, "teacher": name, "objective": objective, **signals})
+
+
+def _strata(
+    experiment: Experiment,
+    node_id: str,
+    probs: Float[np.ndarray, "vocab"],
+    tail: Float[np.ndarray, "vocab"] | None,
+    candidates: Candidates,
+    last: bool,
+) -> list[dict[str, Any]]:
+    settings: TargetedConfig = experiment.config.targeted
+    eos = set(experiment.student.eos_token_ids)
+    # at the last position any token but the end is cut by the length limit: success 0, known without sampling
+    terminal = [0.0 if last and token not in eos else np.nan for token in candidates.token_ids]
+    ends = [token in eos for token in candidates.token_ids]
+    sampled = [bool(np.isnan(value)) and not end for value, end in zip(terminal, ends, strict=True)]
+    weights = [*candidates.share]
+    if tail is not None:
+        sampled.append(bool(tail.sum() >= settings.min_tail_prob) and not last)
+        weights.append(max(1.0 - float(np.sum(candidates.share)), 0.0))
+    counts = allocate_continuations(np.array(weights), settings.continuations_per_node, settings.min_continuations, np.array(sampled))
+    rows = [
+        _stratum_row(
+            node_id,
+            k,
+            int(token),
+            experiment.student.token_text(int(token)),
+            float(probs[token]),
+            float(probs[token]) ** 2,
+            terminal[k],
+            count,
+        )
+        for k, (token, count) in enumerate(zip(candidates.token_ids, counts, strict=False))
+    ]
+    if tail is not None:
+        row = _stratum_row(node_id, len(rows), TAIL, "", float(tail.sum()), float((tail**2).sum()), 0.0 if last else np.nan, 0)
+        rows.append({**row, "forced_token_ids": _draw_tail(experiment.config.seed, node_id, tail, int(counts[-1]))})
+    return rows
+
+
+def _stratum_row(
+    node_id: str, stratum: int, token: int, text: str, prob: float, squared: float, terminal: float, count: int
+) -> dict[str, Any]:
+    return {
+        "node_id": node_id,
+        "stratum": stratum,
+        "token_id": token,
+        "token_text": text,
+        "student_prob": prob,
+        "squared_prob": squared,
+        "terminal": terminal,
+        "forced_token_ids": [token] * int(count),
+    }
+
+
+def _draw_tail(seed: int, node_id: str, tail: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "draw"]:
+    seeds = np.array([derive_seed(seed, "tail", node_id, index) for index in range(count)], dtype=np.uint64)
+    cumulative = np.cumsum(tail)
+    drawn = np.searchsorted(cumulative, uniforms(seeds, np.zeros(count, dtype=np.int64)) * cumulative[-1], side="right")
+    return np.minimum(drawn, np.flatnonzero(tail)[-1])  # rounding at the upper end must not leave the tail
+
+
+def _stratum_signals(
+    student: Float[np.ndarray, "vocab"],
+    teacher: Float[np.ndarray, "vocab"],
+    objective: str,
+    token_ids: Int[np.ndarray, "candidate"],
+    tail: Float[np.ndarray, "vocab"] | None,
+) -> dict[str, Any]:
+    """Teacher probability, signal and gradient per stratum; for the tail student-weighted means over its tokens."""
+    probs, teacher_probs = np.exp(student), np.exp(teacher)
+    with np.errstate(over="ignore"):  # a forward-KL signal may exceed any float; it is then infinite, as documented
+        signal = signal_of(objective)(student, teacher)
+    gradient = distillation_gradient(student, teacher, objective)
+    reached = probs > 0
+    mean = float(np.sum(probs[reached] * signal[reached]))
+    variance = float(np.sum(probs[reached] * (signal[reached] - mean) ** 2))
+    columns = {"teacher_prob": [*teacher_probs[token_ids]], "signal": [*signal[token_ids]], "gradient": [*gradient[token_ids]]}
+    if tail is not None:
+        mass, inside = tail.sum(), tail > 0
+        columns["teacher_prob"].append(max(1.0 - float(np.sum(teacher_probs[token_ids])), 0.0))
+        columns["signal"].append(float(np.sum(tail[inside] * signal[inside]) / mass))
+        columns["gradient"].append(float(np.sum(tail * gradient) / mass))
+    return {
+        **columns,
+        "signal_variance": variance,
+        "gradient_squared_norm": float(np.sum(gradient**2)),
+        "reverse_kl": float(kl_divergence(student, teacher)),
+    }
+
+
+def _settle_terminals(experiment: Experiment, tables: dict[str, list[dict[str, Any]]], places: dict[str, tuple[Response, int]]) -> None:
+    """Verify responses that a candidate ends: their success is known without sampling. An unverifiable one stays unknown."""
+    eos = set(experiment.student.eos_token_ids)
+    ending = [row for row in tables["strata"] if row["token_id"] in eos]
+    responses = [(*places[row["node_id"]][0].token_ids[: places[row["node_id"]][1]], row["token_id"]) for row in ending]
+    verdicts = experiment.verify([places[row["node_id"]][0].question_id for row in ending], responses, [True] * len(ending))
+    for row, (_, outcome) in zip(ending, verdicts, strict=True):
+        row["terminal"] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0}.get(outcome, np.nan)
+
+
+def _node_id(response: Response, position: int) -> str:
+    return f"{response.question_id}/{response.rollout_index}/{position}"
+
+
+def _normalised(logprobs: Float[np.ndarray, "vocab"]) -> Float[np.ndarray, "vocab"]:
+    """A float64 row that sums to one: the float32 softmax of a large vocabulary is off by a few units of 1e-6."""
+    row = logprobs.astype(np.float64)
+    return row - np.log(np.sum(np.exp(row)))

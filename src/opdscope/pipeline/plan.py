@@ -1,0 +1,193 @@
+"""What a diagnosis will cost, before anything is spent: samples, tokens, time and memory."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from opdscope.config import Config, load_config
+from opdscope.contexts import fill
+from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
+from opdscope.errors import RunDirectoryError
+from opdscope.models.base import SampleRequest, ScoreRequest
+from opdscope.models.transformers import LanguageModel, TransformersSampler, TransformersScorer
+from opdscope.pipeline.diagnosis import ConfigSource
+from opdscope.pipeline.experiment import distinct, load_models
+from opdscope.store import open_run
+from opdscope.tasks import Task, load_task
+
+_PROBE_ROWS, _PROBE_TOKENS = 64, 8
+"""Size of the probe that measures speed: a few seconds for a small model."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage's cost."""
+
+    name: str
+    """The stage."""
+    num_samples: int
+    """Responses sampled, or scored."""
+    expected_tokens: int
+    """Tokens generated or scored, if responses are as long as expected."""
+    most_tokens: int
+    """Tokens if every response reaches the length limit."""
+    expected_seconds: float | None
+    """Time for the expected tokens; None if speed was not measured."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a diagnosis."""
+
+    stages: tuple[PlannedStage, ...]
+    """In order; screening is the first three."""
+    memory_bytes: float
+    """Weights, key/value cache of a full batch, and the largest chunk of full-vocabulary rows."""
+    memory_note: str
+    """What the memory is made of."""
+    length_source: str
+    """Where the expected length comes from."""
+    speed_source: str
+    """Where the speeds come from."""
+
+    @property
+    def expected_tokens(self) -> int:
+        """Over all stages."""
+        return sum(stage.expected_tokens for stage in self.stages)
+
+    @property
+    def most_tokens(self) -> int:
+        """Over all stages."""
+        return sum(stage.most_tokens for stage in self.stages)
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Over all stages; None if speed was not measured."""
+        seconds = [stage.expected_seconds for stage in self.stages if stage.expected_seconds is not None]
+        return sum(seconds) if seconds else None
+
+
+@dataclass(frozen=True)
+class _Speeds:
+    """Tokens per second."""
+
+    sampling: dict[str, float]
+    """By role: `student` and every teacher."""
+    scoring: float
+    """Of one token through student, all teachers and nulls."""
+
+
+def make_plan(config: ConfigSource, *, run_dir: str | Path | None = None, overrides: Sequence[str] = (), measure: bool = True) -> Plan:
+    """What `diagnose` would cost from the beginning. Nothing is sampled for the result and nothing is written.
+
+    Args:
+        config: As for :func:`opdscope.screen`.
+        run_dir: A run of the same configuration to take the mean response length from; `runs/NAME` if not given.
+        overrides: `key=value` pairs that change the configuration.
+        measure: Measure the speed of sampling and scoring with a probe of a few seconds.
+
+    Raises:
+        OpdscopeError: As `diagnose` would, for a configuration, question set or model that cannot be used.
+    """
+    settings = load_config(config, overrides)
+    task = load_task(settings.task)
+    student, teachers = load_models(settings)
+    prompt = _longest_prompt(settings, task, student)
+    speeds = _probe(settings, student, teachers, prompt) if measure else None
+    length, source = _expected_length(settings, Path("runs") / settings.name if run_dir is None else Path(run_dir))
+    memory, note = _memory(settings, student, teachers, len(prompt))
+    stages = tuple(_stages(settings, len(task.questions), length, speeds))
+    how = f"a probe of {_PROBE_ROWS} × {_PROBE_TOKENS} tokens on this machine" if measure else "not measured"
+    return Plan(stages, memory, note, source, how)
+
+
+def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds | None) -> list[PlannedStage]:
+    rollouts, targeted, most = config.rollouts, config.targeted, config.rollouts.max_completion_length
+
+    def stage(name: str, samples: int, share: float, per_sample: int, speed: float | None) -> PlannedStage:
+        expected = round(samples * length * share * per_sample)
+        seconds = None if speed is None else expected / speed / per_sample
+        return PlannedStage(name, samples, expected, samples * most * per_sample, seconds)
+
+    ordinary = num_questions * (rollouts.num_rollouts + rollouts.num_demonstrations)
+    own = num_questions * rollouts.teacher_rollouts
+    sampling = None if speeds is None else speeds.sampling
+    slowest = None if sampling is None else float(1.0 / np.mean([1.0 / sampling[t.name] for t in config.teachers]))
+    models = 1 + len(config.teachers)
+    paths = num_questions * 2 * targeted.paths_per_outcome
+    nodes = paths * targeted.nodes_per_path
+    student = None if sampling is None else sampling["student"]
+    scoring = None if speeds is None else speeds.scoring
+    return [
+        stage("rollouts", ordinary, 1.0, 1, student),
+        stage("teacher rollouts", own * len(config.teachers), 1.0, 1, slowest),
+        stage("screening", num_questions * rollouts.num_rollouts, 1.0, models, scoring),
+        stage("nodes", paths, 1.0, models, scoring),
+        # a node lies somewhere on its path: on average half of the response is still to come
+        stage("continuations", nodes * targeted.continuations_per_node, 0.5, 1, student),
+    ]
+
+
+def _longest_prompt(config: Config, task: Task, student: LanguageModel) -> tuple[int, ...]:
+    prompts = config.prompt or task.prompt_format
+    question = max(task.questions, key=lambda q: len(q.text))
+    return student.render_prompt(fill(prompts.plain, question=question.text), prompts.system)[1]
+
+
+def _probe(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: tuple[int, ...]) -> _Speeds:
+    rows = min(_PROBE_ROWS, config.engine.max_rows)
+    sampling: dict[int, float] = {}
+    for model in distinct([student, *(teachers.values() if config.rollouts.teacher_rollouts else ())]):
+        request = SampleRequest(prompt, len(prompt), (), tuple(range(rows)), _PROBE_TOKENS)
+        sampler = TransformersSampler(model, max_rows=rows)
+        sampler.sample([request], config.rollouts.temperature)  # the first call warms up
+        started = time.perf_counter()
+        drawn = sampler.sample([request], config.rollouts.temperature)
+        sampling[id(model)] = sum(len(sample.token_ids) for sample in drawn[0]) / (time.perf_counter() - started)
+    speeds = {"student": sampling[id(student)]}
+    speeds |= {name: sampling.get(id(model), sampling[id(student)]) for name, model in teachers.items()}
+    return _Speeds(speeds, _probe_scoring(config, student, teachers, prompt))
+
+
+def _probe_scoring(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: tuple[int, ...]) -> float:
+    response = (prompt * (_PROBE_ROWS // len(prompt) + 1))[:_PROBE_ROWS]
+    requests = [ScoreRequest(prompt, response, tuple(range(len(response))))] * 4
+    started = time.perf_counter()
+    encoded = [TransformersScorer(model).encode(requests) for model in [student, *teachers.values()]]
+    rows = encoded[0].logprobs(0, len(response), config.rollouts.temperature)
+    own = StudentRows.of(rows)
+    taken = rows.argmax(-1)
+    for encoding in [*encoded[1:], encoded[0], encoded[0]]:  # the nulls cost a reduction each
+        others = encoding.logprobs(0, len(response), config.rollouts.temperature)
+        compare_rows(own, others)
+        for objective in config.objectives:
+            reduce_rows(own, others, taken, objective)
+    return len(response) * len(requests) / (time.perf_counter() - started)
+
+
+def _expected_length(config: Config, run_dir: Path) -> tuple[float, str]:
+    try:
+        run = open_run(run_dir)
+        lengths = [len(row) for row in run.table("rollouts")["token_ids"].to_pylist()]
+        if lengths and run.config.identity() == config.identity():
+            return float(np.mean(lengths)), f"mean of the {len(lengths):,} rollouts in {run_dir}"
+    except RunDirectoryError:
+        pass  # there is no such run yet: the usual case
+    return config.rollouts.max_completion_length / 2, "half of max_completion_length, for want of rollouts"
+
+
+def _memory(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: int) -> tuple[float, str]:
+    models = distinct([student, *teachers.values()])
+    weights = sum(model.num_parameters * (2 if model.dtype == "bfloat16" else 4) for model in models)
+    layout = student.model.config
+    heads = getattr(layout, "num_key_value_heads", None) or layout.num_attention_heads
+    width = getattr(layout, "head_dim", None) or layout.hidden_size // layout.num_attention_heads
+    per_token = 2 * layout.num_hidden_layers * heads * width * (2 if student.dtype == "bfloat16" else 4)
+    cache = per_token * (config.engine.max_rows * config.rollouts.max_completion_length + prompt)
+    # student and teacher rows, their probabilities and about six intermediates of the same size
+    chunk = 10 * 4 * config.engine.chunk_rows * student.vocab_size
+    note = f"weights {weights / 1e9:.1f}, key/value cache {cache / 1e9:.1f}, full-vocabulary rows {chunk / 1e9:.1f}, libraries 0.5"
+    return weights + cache + chunk + 0.5e9, note

@@ -1,0 +1,168 @@
+"""What is stored, as Arrow schemas with a version: one table per kind of record, one row per record.
+
+Arrays along a response or over strata are list columns, so that a row is complete in itself. Undefined numbers are NaN, never null and never
+zero. Every schema carries :data:`SCHEMA_VERSION` in its metadata; a reader refuses another version.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised whenever the meaning or layout of a stored column changes."""
+
+
+class Outcome(StrEnum):
+    """What a verifier says of a response."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    TRUNCATED = "truncated"
+    """The length limit ended it: not a success, and counted apart."""
+    UNVERIFIABLE = "unverifiable"
+    """The verifier gave no verdict in time: unknown, left out of estimates and counted."""
+
+
+class Role(StrEnum):
+    """What a rollout is for."""
+
+    MEASURED = "measured"
+    """Screening uses it, and paths are drawn from these."""
+    DEMONSTRATION = "demonstration"
+    """Source of solution contexts; never measured."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with a checkable answer."""
+
+    question_id: str
+    """Unique within the run, stable across runs of the same task and seed."""
+    text: str
+    """The question itself, without any instruction."""
+    answer: str
+    """The reference answer, as the verifier wants it and as an answer context shows it."""
+    metadata: str = "{}"
+    """JSON that the verifier may need."""
+
+
+TAIL = -1
+"""Token id of the tail stratum."""
+
+_FLOATS = pa.list_(pa.float32())
+_DOUBLES = pa.list_(pa.float64())
+_TOKENS = pa.list_(pa.int32())
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema(list(columns.items()), metadata={"opdscope_schema_version": str(SCHEMA_VERSION)})
+
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    # One row per question, in the order of the task.
+    "questions": _schema(
+        question_id=pa.string(), text=pa.string(), answer=pa.string(), metadata=pa.string(), prompt=pa.string(), prompt_token_ids=_TOKENS
+    ),
+    # The student's own responses; token_ids include the end-of-sequence token where it was drawn.
+    "rollouts": _schema(
+        question_id=pa.string(), rollout_index=pa.int32(), role=pa.string(), token_ids=_TOKENS, text=pa.string(), outcome=pa.string()
+    ),
+    # What each teacher is shown; `available` is false where a question has no correct demonstration, and `reason` says so.
+    "contexts": _schema(
+        question_id=pa.string(),
+        teacher=pa.string(),
+        available=pa.bool_(),
+        reason=pa.string(),
+        prompt=pa.string(),
+        prompt_token_ids=_TOKENS,
+        source_question_id=pa.string(),
+        source_rollout_index=pa.int32(),
+    ),
+    # Responses by a teacher under its own context: for the accuracy gap only.
+    "teacher_rollouts": _schema(
+        question_id=pa.string(), teacher=pa.string(), rollout_index=pa.int32(), num_tokens=pa.int32(), outcome=pa.string()
+    ),
+    # The student at every position of a measured rollout. Lists: one entry per response token; entropy in nats.
+    "student_positions": _schema(question_id=pa.string(), rollout_index=pa.int32(), entropy=_FLOATS, collision=_FLOATS),
+    # A teacher beside the student at every position. Lists: one entry per response token; divergences and entropy in nats.
+    "teacher_positions": _schema(
+        question_id=pa.string(),
+        rollout_index=pa.int32(),
+        teacher=pa.string(),
+        reverse_kl=_FLOATS,
+        forward_kl=_FLOATS,
+        jensen_shannon=_FLOATS,
+        entropy=_FLOATS,
+        rare_mass=_FLOATS,
+    ),
+    # One objective of one teacher at every position, reduced over the vocabulary (core.screening.ObjectiveRows).
+    "scores": _schema(
+        question_id=pa.string(),
+        rollout_index=pa.int32(),
+        teacher=pa.string(),
+        objective=pa.string(),
+        taken_signal=_FLOATS,
+        taken_gradient=_FLOATS,
+        signal_variance=_FLOATS,
+        gradient_squared_norm=_FLOATS,
+    ),
+    # Places chosen for measurement. `path_inclusion`: chance of the rollout among those of its outcome; `inclusion`: of the position on the path.
+    "nodes": _schema(
+        node_id=pa.string(),
+        question_id=pa.string(),
+        rollout_index=pa.int32(),
+        position=pa.int32(),
+        path_outcome=pa.string(),
+        path_inclusion=pa.float64(),
+        inclusion=pa.float64(),
+        entropy=pa.float64(),
+    ),
+    # The strata of a node, in order; the last may be the tail (token_id -1). `forced_token_ids` holds one token per planned continuation.
+    # `terminal`: success where the token ends the response, else NaN. squared_prob: sum of squared probabilities in the stratum.
+    "strata": _schema(
+        node_id=pa.string(),
+        stratum=pa.int32(),
+        token_id=pa.int32(),
+        token_text=pa.string(),
+        student_prob=pa.float64(),
+        squared_prob=pa.float64(),
+        terminal=pa.float64(),
+        forced_token_ids=_TOKENS,
+    ),
+    # One objective of one teacher at a node. Lists: one entry per stratum; signal and gradient are student-weighted means within it.
+    "node_signals": _schema(
+        node_id=pa.string(),
+        teacher=pa.string(),
+        objective=pa.string(),
+        teacher_prob=_DOUBLES,
+        signal=_DOUBLES,
+        gradient=_DOUBLES,
+        signal_variance=pa.float64(),
+        gradient_squared_norm=pa.float64(),
+        reverse_kl=pa.float64(),
+    ),
+    # Student samples from node and forced token to the end; token_ids do not repeat the forced token.
+    "continuations": _schema(
+        node_id=pa.string(),
+        stratum=pa.int32(),
+        continuation_index=pa.int32(),
+        forced_token_id=pa.int32(),
+        token_ids=_TOKENS,
+        outcome=pa.string(),
+    ),
+}
+"""Every stored table by name."""
+
+
+def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of the named schema.
+
+    Raises:
+        KeyError: If there is no such table, or a row lacks a column.
+    """
+    schema = SCHEMAS[name]
+    materialised = list(rows)
+    return pa.table({field.name: pa.array([row[field.name] for row in materialised], field.type) for field in schema}, schema=schema)

@@ -1,0 +1,214 @@
+"""A summary and a plan as rich renderables for the terminal. No number is made here."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # importing the pipeline loads torch, which reading a stored run must not need
+    from opdscope.pipeline.plan import Plan
+
+_BAR_WIDTH = 25
+
+
+def render_summary(data: Mapping[str, Any]) -> Group:
+    """The ranking, the split by the path's outcome, and what must stand beside them.
+
+    Args:
+        data: `Summary.data`.
+    """
+    parts: list[RenderableType] = [_verdict(data), _ranking(data)]
+    if data["targeted"] is not None:
+        parts.append(_split(data))
+    parts += [_rivals(data), *_beside(data)]
+    return Group(*parts)
+
+
+def _verdict(data: Mapping[str, Any]) -> Text:
+    student, outcomes = data["student"], data["student"]["outcomes"]
+    text = Text("\n")
+    text.append(data["verdict"]["text"], style="bold")
+    text.append(
+        f"\nStudent: success {_estimate(student['success'])} on {student['num_questions']} questions, "
+        f"{student['num_questions_with_both_outcomes']} of them with both outcomes; {student['num_rollouts']} rollouts "
+        f"({outcomes['correct']} correct, {outcomes['incorrect']} incorrect, {outcomes['truncated']} truncated, "
+        f"{outcomes['unverifiable']} unverifiable).\n"
+    )
+    return text
+
+
+def _ranking(data: Mapping[str, Any]) -> Table:
+    settings = data["settings"]
+    level = f"{settings['confidence']:.0%}"
+    null = data["null"][settings["objective"]]
+    comparison = f"{null} student at the same KL" if null else "zero: no null gains anything"
+    table = Table(
+        title=f"Teachers by gain over null · {settings['objective']} · {level} intervals, clustered by question",
+        caption="Natural gain: rise of the success rate per unit step along the objective, summed over a response. "
+        f"Null to beat: {comparison}.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("#", justify="right")
+    table.add_column("teacher")
+    table.add_column("gain over null", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("natural gain", justify="right")
+    table.add_column("per √KL", justify="right")
+    table.add_column("behind first", justify="right")
+    table.add_column("verdict")
+    table.add_column("questions", justify="right")
+    span = _span([teacher["gain_over_null"] for teacher in data["teachers"]])
+    for rank, teacher in enumerate(data["teachers"], start=1):
+        skipped = f" (−{teacher['num_questions_skipped']})" if teacher["num_questions_skipped"] else ""
+        table.add_row(
+            str(rank),
+            escape(teacher["name"]) + (" [dim](null)[/dim]" if teacher["null"] else ""),
+            _estimate(teacher["gain_over_null"]),
+            _bar(teacher["gain_over_null"], span),
+            _estimate(teacher["natural_gain"]),
+            _estimate(teacher["natural_gain_per_sqrt_kl"]),
+            "—" if teacher["behind_first"] is None else _estimate(teacher["behind_first"]),
+            _coloured(teacher["verdict"]),
+            f"{teacher['natural_gain']['num_clusters']}{skipped}",
+        )
+    return table
+
+
+def _split(data: Mapping[str, Any]) -> Table:
+    table = Table(
+        title="By the path's outcome · from fresh continuations of the paths' nodes",
+        caption="Gain summed over a response; alignment pooled over nodes, and the mean of per-node cosines.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("teacher")
+    for title in ("gain: correct", "incorrect", "all", "alignment: correct", "incorrect", "mean cosine", "advantage"):
+        table.add_column(title, justify="right")
+    for teacher in data["teachers"]:
+        targeted = teacher["targeted"]
+        if targeted is None:
+            continue
+        table.add_row(
+            escape(teacher["name"]),
+            *(_estimate(targeted[paths]["natural_gain"]) for paths in ("correct", "incorrect", "all")),
+            *(_estimate(targeted[paths]["pooled_alignment"]) for paths in ("correct", "incorrect")),
+            _estimate(targeted["all"]["mean_score"]),
+            _estimate(targeted["all"]["advantage"], digits=4),
+        )
+    return table
+
+
+def _rivals(data: Mapping[str, Any]) -> Table:
+    table = Table(
+        title="Cheap rivals · means per token",
+        caption="Last line: rank correlation with the natural gain over the real teachers.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    names = list(dict.fromkeys(name for teacher in data["teachers"] for name in teacher["rivals"]))
+    table.add_column("teacher")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for teacher in data["teachers"]:
+        table.add_row(escape(teacher["name"]), *(_number(teacher["rivals"].get(name), 4) for name in names))
+    table.add_section()
+    table.add_row("rank correlation", *(_number(data["rival_rank_correlations"].get(name), 2) for name in names))
+    return table
+
+
+def _beside(data: Mapping[str, Any]) -> list[Text]:
+    student, spent, targeted = data["student"], data["spent"], data["targeted"]
+    lines = [
+        f"Responses: {_percent(student['share_truncated'])} truncated, {_percent(student['share_unverifiable'])} unverifiable.",
+        f"Spent: {spent['rollouts']:,} rollouts ({spent['demonstrations']:,} of them demonstrations), {spent['continuations']:,} continuations, "
+        f"{spent['teacher_rollouts']:,} teacher rollouts; {spent['generated_tokens']:,} tokens generated, {spent['scored_tokens']:,} scored.",
+    ]
+    if targeted is not None:
+        worst = max((value for value in targeted["teacher_mass_outside_candidates"].values() if value is not None), default=None)
+        lines.append(
+            f"Nodes: {targeted['num_nodes']:,}; {_percent(targeted['share_of_nodes_without_success_range'])} show no success range. Outside the "
+            f"measured candidates: {_percent(targeted['student_mass_outside_candidates'])} of the student's probability, sampled as the tail "
+            f"({_percent(targeted['student_mass_not_sampled'])} not sampled), at most {_percent(worst)} of a teacher's."
+        )
+    for teacher in data["teachers"]:
+        for reason, count in teacher["skip_reasons"].items():
+            lines.append(f"{teacher['name']}: {count} questions skipped, {reason}.")
+    if data["times"]:
+        lines.append("Seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in data["times"].items()) + ".")
+    return [Text(line) for line in lines]
+
+
+def render_plan(plan: "Plan") -> Group:
+    """What a diagnosis will cost: one row per stage, then memory."""
+    table = Table(
+        title="Plan · nothing has been spent yet",
+        caption=f"Expected lengths: {plan.length_source}. Speeds: {plan.speed_source}.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for title in ("stage", "samples", "tokens expected", "tokens at most", "time expected"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    for stage in plan.stages:
+        table.add_row(
+            stage.name, f"{stage.num_samples:,}", f"{stage.expected_tokens:,}", f"{stage.most_tokens:,}", duration(stage.expected_seconds)
+        )
+    table.add_section()
+    table.add_row("total", "", f"{plan.expected_tokens:,}", f"{plan.most_tokens:,}", duration(plan.expected_seconds))
+    memory = Text(f"Memory: about {plan.memory_bytes / 1e9:.1f} GB ({plan.memory_note}).")
+    return Group(table, memory)
+
+
+def duration(seconds: float | None) -> str:
+    """A rough duration as people say it."""
+    if seconds is None:
+        return "—"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "—"
+    if estimate["low"] is None:
+        return f"{estimate['value']:+.{digits}f} [dim]no interval[/dim]"
+    return f"{estimate['value']:+.{digits}f} [dim]\\[{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}][/dim]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{value:.1%}"
+
+
+def _coloured(verdict: str) -> str:
+    style = {"helps": "green", "harms": "red", "undecided": "yellow", "null": "dim"}.get(verdict, "yellow")
+    return f"[{style}]{verdict}[/{style}]"
+
+
+def _span(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    ends = [0.0, *(e[key] for e in estimates for key in ("low", "high") if e[key] is not None)]
+    return min(ends), max(ends)
+
+
+def _bar(estimate: Mapping[str, Any], span: tuple[float, float]) -> str:
+    """The interval as a line of `─`, the estimate as `●`, zero as `│`."""
+    low, high = span
+    if estimate["low"] is None or high <= low:
+        return ""
+
+    def place(value: float) -> int:
+        return round((value - low) / (high - low) * (_BAR_WIDTH - 1))
+
+    cells = [" "] * _BAR_WIDTH
+    cells[place(0.0)] = "│"
+    for index in range(place(estimate["low"]), place(estimate["high"]) + 1):
+        cells[index] = "─" if cells[index] == " " else "┼"
+    cells[place(estimate["value"])] = "●"
+    return "".join(cells)

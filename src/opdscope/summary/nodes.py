@@ -1,0 +1,230 @@
+"""Per node, teacher and objective: alignment, gains and advantage with posterior intervals, from the stored continuations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from opdscope.config import Config
+from opdscope.core.alignment import (
+    alignment_score,
+    gain,
+    ideal_norm_noise,
+    ideal_squared_norm,
+    natural_alignment,
+    natural_gain,
+    teacher_advantage,
+)
+from opdscope.core.randomness import generator
+from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength, success_noise
+from opdscope.records import TAIL, Outcome
+
+_NODES_AT_ONCE = 1024
+"""Posterior draws of so many nodes are held at a time."""
+
+
+@dataclass(frozen=True)
+class NodeArrays:
+    """All nodes of a run as padded arrays; a padded stratum has probability zero."""
+
+    rows: list[dict[str, Any]]
+    """The nodes' stored rows, in order."""
+    probs: Float[np.ndarray, "node stratum"]
+    """Student probability of each stratum."""
+    squared_probs: Float[np.ndarray, "node stratum"]
+    """Sum of squared student probabilities within each stratum."""
+    is_tail: np.ndarray
+    """Boolean, node × stratum."""
+    outcomes: StratumOutcomes
+    """Verdicts of the continuations."""
+
+    @property
+    def logprobs(self) -> Float[np.ndarray, "node stratum"]:
+        """Natural-log probabilities, -inf for padding."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.probs)
+
+    @property
+    def has_range(self) -> np.ndarray:
+        """Boolean per node: two strata were seen to succeed unequally often."""
+        seen = (self.outcomes.num_verified > 0) | ~np.isnan(self.outcomes.terminal)
+        share = mean_success(self.probs, self.outcomes)
+        low = np.min(np.where(seen, share, np.inf), axis=-1, initial=np.inf)
+        high = np.max(np.where(seen, share, -np.inf), axis=-1, initial=-np.inf)
+        return high > low
+
+
+def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
+    """Nodes, strata and continuation outcomes as arrays; nodes whose continuations are not all stored yet are left out."""
+    strata: dict[str, list[dict[str, Any]]] = {}
+    for row in tables["strata"].to_pylist():
+        strata.setdefault(row["node_id"], []).append(row)
+    counts: dict[tuple[str, int], list[int]] = {}
+    for row in tables["continuations"].select(["node_id", "stratum", "outcome"]).to_pylist():
+        entry = counts.setdefault((row["node_id"], row["stratum"]), [0, 0, 0])
+        entry[0] += row["outcome"] == Outcome.CORRECT
+        entry[1] += row["outcome"] != Outcome.UNVERIFIABLE
+        entry[2] += 1
+    complete = [
+        row
+        for row in tables["nodes"].to_pylist()
+        if all(counts.get((row["node_id"], s["stratum"]), [0, 0, 0])[2] == len(s["forced_token_ids"]) for s in strata[row["node_id"]])
+    ]
+    width = max((len(strata[row["node_id"]]) for row in complete), default=0)
+    shape = (len(complete), width)
+    probs, squared, terminal = np.zeros(shape), np.zeros(shape), np.full(shape, np.nan)
+    correct, verified = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    is_tail = np.zeros(shape, dtype=bool)
+    for i, row in enumerate(complete):
+        for stratum in strata[row["node_id"]]:
+            k = stratum["stratum"]
+            probs[i, k], squared[i, k], terminal[i, k] = stratum["student_prob"], stratum["squared_prob"], stratum["terminal"]
+            correct[i, k], verified[i, k], _ = counts.get((row["node_id"], k), [0, 0, 0])
+            is_tail[i, k] = stratum["token_id"] == TAIL
+    return NodeArrays(complete, probs, squared, is_tail, StratumOutcomes(correct, verified, terminal))
+
+
+@dataclass(frozen=True)
+class NodeMeasures:
+    """One (teacher, objective) at all its nodes; every array has one entry per node of `index`."""
+
+    teacher: str
+    """Whose signal."""
+    objective: str
+    """Which objective."""
+    index: Int[np.ndarray, "node"]
+    """Which of the run's nodes."""
+    score: Float[np.ndarray, "node 3"]
+    """Alignment score: posterior mean, lower and upper end. NaN where there is no push."""
+    gain: Float[np.ndarray, "node 3"]
+    """Euclidean gain: unbiased estimate, lower and upper end."""
+    natural_gain: Float[np.ndarray, "node 3"]
+    """Natural gain: unbiased estimate, lower and upper end."""
+    natural_alignment: Float[np.ndarray, "node 3"]
+    """Natural alignment: posterior mean, lower and upper end."""
+    advantage: Float[np.ndarray, "node 3"]
+    """Teacher advantage: unbiased estimate, lower and upper end."""
+    gradient_squared_norm: Float[np.ndarray, "node"]
+    """Squared length of the push on the logits."""
+    reverse_kl: Float[np.ndarray, "node"]
+    """KL(student ‖ teacher) in nats."""
+    tail_prob: Float[np.ndarray, "node"]
+    """The teacher's probability outside the measured candidates."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the outcomes say about success at every node."""
+
+    mean: Float[np.ndarray, "node stratum"]
+    """Observed success, unbiased where sampled."""
+    draws: Float[np.ndarray, "draw node stratum"]
+    """Posterior draws."""
+    ideal_squared_norm: Float[np.ndarray, "node"]
+    """Squared length of the ideal gradient, corrected for noise; may be negative."""
+
+
+def node_posterior(nodes: NodeArrays, config: Config) -> Posterior:
+    """Success of every stratum of every node; each node's draws have a seed of their own."""
+    centre = prior_mean(nodes.probs, nodes.outcomes)
+    strength = prior_strength(centre, nodes.outcomes)
+    draws = np.empty((config.analysis.num_draws, *nodes.probs.shape))
+    for i, row in enumerate(nodes.rows):
+        one = StratumOutcomes(nodes.outcomes.num_correct[i], nodes.outcomes.num_verified[i], nodes.outcomes.terminal[i])
+        source = generator(config.seed, "posterior", row["node_id"])
+        draws[:, i] = posterior_success(one, centre[i], strength, config.analysis.num_draws, source)
+    mean = mean_success(nodes.probs, nodes.outcomes)
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success_noise(nodes.outcomes))
+    return Posterior(mean, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, mean) - noise)
+
+
+def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: Posterior, config: Config) -> list[NodeMeasures]:
+    """Every teacher and objective at every node, teachers in the order in which they were stored."""
+    index_of = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in tables["node_signals"].to_pylist():
+        if row["node_id"] in index_of:
+            grouped.setdefault((row["teacher"], row["objective"]), []).append(row)
+    return [_measure(teacher, objective, rows, index_of, nodes, posterior, config) for (teacher, objective), rows in grouped.items()]
+
+
+def _measure(
+    teacher: str,
+    objective: str,
+    rows: Sequence[dict[str, Any]],
+    index_of: Mapping[str, int],
+    nodes: NodeArrays,
+    posterior: Posterior,
+    config: Config,
+) -> NodeMeasures:
+    index = np.array([index_of[row["node_id"]] for row in rows])
+    width = nodes.probs.shape[1]
+    teacher_prob, signal, gradient = (_padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
+    norm = np.array([row["gradient_squared_norm"] for row in rows])
+    variance = np.array([row["signal_variance"] for row in rows])
+    parts: list[list[Float[np.ndarray, "node 3"]]] = []
+    for start in range(0, len(index), _NODES_AT_ONCE):
+        part = slice(start, start + _NODES_AT_ONCE)
+        own = index[part]
+        p, squared = nodes.logprobs[own], nodes.squared_probs[own]
+        mean, draws = posterior.mean[own], posterior.draws[:, own]
+        level = config.analysis.confidence
+        parts.append(
+            [
+                _interval(None, alignment_score(p, squared, gradient[part], norm[part], draws), level),
+                _interval(gain(p, gradient[part], mean), gain(p, gradient[part], draws), level),
+                _interval(natural_gain(p, signal[part], mean), natural_gain(p, signal[part], draws), level),
+                _interval(None, natural_alignment(p, signal[part], variance[part], draws), level),
+                _interval(teacher_advantage(p, teacher_prob[part], mean), teacher_advantage(p, teacher_prob[part], draws), level),
+            ]
+        )
+    score, euclidean, natural, correlation, advantage = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    kl = np.array([row["reverse_kl"] for row in rows])
+    tail = np.sum(np.where(nodes.is_tail[index], teacher_prob, 0.0), axis=-1)
+    return NodeMeasures(teacher, objective, index, score, euclidean, natural, correlation, advantage, norm, kl, tail)
+
+
+def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
+    """One row per node, teacher and objective, with every quantity of METHOD section 4 and its interval.
+
+    Columns `score`, `gain`, `natural_gain`, `natural_alignment` and `advantage` have companions `…_low` and `…_high` at the configured
+    confidence. `ideal_squared_norm` is corrected for noise and may be negative. NaN is undefined.
+    """
+    nodes = read_nodes(tables)
+    if not nodes.rows:
+        return pa.table({})
+    posterior = node_posterior(nodes, config)
+    chunks: list[pa.Table] = []
+    for m in measure_nodes(tables, nodes, posterior, config):
+        rows = [nodes.rows[i] for i in m.index]
+        columns: dict[str, Any] = {
+            name: [row[name] for row in rows] for name in ("node_id", "question_id", "rollout_index", "position", "path_outcome")
+        }
+        columns |= {"teacher": [m.teacher] * len(rows), "objective": [m.objective] * len(rows)}
+        columns["weight"] = [1.0 / (row["path_inclusion"] * row["inclusion"]) for row in rows]
+        for name in ("score", "gain", "natural_gain", "natural_alignment", "advantage"):
+            values = getattr(m, name)
+            columns |= {name: values[:, 0], f"{name}_low": values[:, 1], f"{name}_high": values[:, 2]}
+        columns |= {"ideal_squared_norm": posterior.ideal_squared_norm[m.index], "gradient_squared_norm": m.gradient_squared_norm}
+        columns["reverse_kl"] = m.reverse_kl
+        chunks.append(pa.table(columns))
+    return pa.concat_tables(chunks)
+
+
+def _interval(
+    estimate: Float[np.ndarray, "node"] | None, draws: Float[np.ndarray, "draw node"], confidence: float
+) -> Float[np.ndarray, "node 3"]:
+    """Estimate (the posterior mean if None) and central interval; a node with any undefined draw is undefined."""
+    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    middle = np.mean(draws, axis=0) if estimate is None else estimate
+    return np.stack([middle, low, high], axis=-1)
+
+
+def _padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
+    result = np.zeros((len(lists), width))
+    for row, values in zip(result, lists, strict=True):
+        row[: len(values)] = values
+    return result

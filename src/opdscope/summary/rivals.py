@@ -1,0 +1,69 @@
+"""Cheap rivals of the gain: numbers that need no outcome, or only the teachers' own success. Printed in the same table, and ranked beside ours."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from opdscope.config import Config
+from opdscope.core.aggregation import Estimate, clustered_mean
+from opdscope.summary.teachers import measured_rollouts, outcome_values
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "rare_mass")
+"""Means over tokens, in nats except `rare_mass`, the teacher's probability on tokens that the student takes less often than 1 in 10,000."""
+
+
+def divergence_means(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
+    """Per teacher, means over the tokens of all measured rollouts, and the entropy gap (teacher minus student, in nats)."""
+    student: dict[tuple[str, int], float] = {}
+    for row in tables["student_positions"].select(["question_id", "rollout_index", "entropy"]).to_pylist():
+        student[row["question_id"], row["rollout_index"]] = float(np.sum(row["entropy"], dtype=np.float64))
+    sums: dict[str, dict[str, float]] = {}
+    for row in tables["teacher_positions"].to_pylist():
+        own = sums.setdefault(row["teacher"], dict.fromkeys([*DIVERGENCES, "entropy_gap", "num_tokens"], 0.0))
+        for name in DIVERGENCES:
+            own[name] += float(np.sum(row[name], dtype=np.float64))
+        own["entropy_gap"] += float(np.sum(row["entropy"], dtype=np.float64)) - student[row["question_id"], row["rollout_index"]]
+        own["num_tokens"] += len(row["entropy"])
+    return {
+        teacher: {name: value / own["num_tokens"] for name, value in own.items() if name != "num_tokens"}
+        for teacher, own in sums.items()
+        if own["num_tokens"]
+    }
+
+
+def accuracy_gaps(tables: Mapping[str, pa.Table], config: Config) -> dict[str, Estimate]:
+    """Success of each teacher under its own context minus the student's, on the same questions; empty if teachers were not sampled.
+
+    References:
+        arXiv 2605.30070: predicts the gain of self-distillation linearly.
+    """
+    students = {q: outcome_values(rows) for q, rows in measured_rollouts(tables).items()}
+    own: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in tables["teacher_rollouts"].to_pylist():
+        own.setdefault(row["teacher"], {}).setdefault(row["question_id"], []).append(row)
+    gaps: dict[str, Estimate] = {}
+    for teacher, by_question in own.items():
+        differences = [_mean(outcome_values(rows)) - _mean(students[q]) for q, rows in by_question.items()]
+        gaps[teacher] = clustered_mean(np.array(differences), config.analysis.confidence)
+    return gaps
+
+
+def rank_correlations(teachers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Spearman correlation, over the real teachers, of each rival with the natural gain; None with fewer than four teachers or without spread."""
+    real = [teacher for teacher in teachers if not teacher["null"]]
+    names = list(dict.fromkeys(name for teacher in real for name in teacher["rivals"]))
+    result: dict[str, float | None] = {}
+    for name in names:
+        pairs = np.array([(t["rivals"].get(name, np.nan), t["natural_gain"].value) for t in real])
+        defined = pairs[~np.isnan(pairs).any(axis=1)]
+        spread = len(defined) >= 4 and len(np.unique(defined[:, 0])) > 1 and len(np.unique(defined[:, 1])) > 1
+        result[name] = float(np.corrcoef(stats.rankdata(defined[:, 0]), stats.rankdata(defined[:, 1]))[0, 1]) if spread else None
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    verified = values[~np.isnan(values)]
+    return float(np.mean(verified)) if len(verified) else float("nan")

@@ -1,0 +1,43 @@
+"""Finding the final answer in a response."""
+
+import re
+
+from opdscope.errors import TaskError
+
+
+def compile_answer_pattern(pattern: str) -> re.Pattern[str]:
+    """The compiled pattern.
+
+    Raises:
+        TaskError: If it is not a regular expression, or has no group.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise TaskError(f"answer_pattern {pattern!r} is not a regular expression: {error}") from error
+    if compiled.groups == 0:
+        raise TaskError(f"answer_pattern {pattern!r} has no group; put parentheses around what is the answer, as in r'Answer: (.+)'")
+    return compiled
+
+
+def extract_answer(pattern: re.Pattern[str], response: str) -> str | None:
+    r"""What the first group holds in the last match where it is not empty, without the marks that models put around answers; else None.
+
+    Taken off: white space, `$`, backticks, `**` and a period at the end.
+
+    Example:
+        >>> extract_answer(re.compile(r"Answer: (.+)"), "Answer: 7\nAnswer: **$8$.**")
+        '8'
+    """
+    found: str | None = None
+    for match in pattern.finditer(response):
+        found = match.group(1) or found  # an optional group may be None, and `(.*)` matches nothing at the end
+    return None if found is None else _unwrap(found)
+
+
+def _unwrap(text: str) -> str:
+    previous = None
+    while text != previous:
+        previous = text
+        text = text.strip().removesuffix(".").strip("`$").removeprefix("**").removesuffix("**")
+    return text

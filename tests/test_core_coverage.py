@@ -1,0 +1,104 @@
+"""Intervals hold what they promise: simulated nodes and questions with known truth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from opdscope.core.aggregation import clustered_mean, clustered_statistic, ratio
+from opdscope.core.alignment import alignment_score, gain, natural_alignment, natural_gain, teacher_advantage
+from opdscope.core.sampling import allocate_continuations
+from opdscope.core.success import StratumOutcomes, posterior_success, prior_mean, prior_strength
+
+NUM_NODES, NUM_STRATA, NUM_DRAWS, LEVEL = 1200, 8, 199, 0.9
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes with known success, a teacher, and outcomes of continuations spent as the pipeline spends them."""
+
+    probs: np.ndarray
+    teacher: np.ndarray
+    success: np.ndarray
+    outcomes: StratumOutcomes
+
+    def measures(self, success):
+        """Everything that gets an interval from draws, in the order of NAMES."""
+        logprobs, signal = np.log(self.probs), np.log(self.teacher / self.probs)
+        centred = signal - np.sum(self.probs * signal, axis=-1, keepdims=True)
+        gradient = self.probs * centred
+        variance = np.sum(self.probs * centred**2, axis=-1)
+        return np.stack(
+            [
+                alignment_score(logprobs, self.probs**2, gradient, np.sum(gradient**2, axis=-1), success),
+                natural_alignment(logprobs, signal, variance, success),
+                gain(logprobs, gradient, success),
+                natural_gain(logprobs, signal, success),
+                teacher_advantage(logprobs, self.teacher, success),
+            ]
+        )
+
+
+NAMES = ("alignment score", "natural alignment", "gain", "natural gain", "teacher advantage")
+
+
+def simulate(strength, budget, seed):
+    generator = np.random.default_rng(seed)
+    probs = np.clip(generator.dirichlet(np.full(NUM_STRATA, 0.5), size=NUM_NODES), 1e-4, None)
+    probs /= probs.sum(axis=-1, keepdims=True)
+    teacher = probs * np.exp(generator.normal(size=probs.shape))
+    teacher /= teacher.sum(axis=-1, keepdims=True)
+    value = generator.beta(2, 2, size=(NUM_NODES, 1))
+    success = generator.beta(strength * value, strength * (1 - value), size=probs.shape)
+    everywhere = np.ones(NUM_STRATA, dtype=bool)
+    counts = np.array([allocate_continuations(share, budget, 3, everywhere) for share in 0.5 * probs + 0.5 * teacher])
+    return Nodes(probs, teacher, success, StratumOutcomes(generator.binomial(counts, success), counts, np.full(counts.shape, np.nan)))
+
+
+def coverage(nodes, draws):
+    """Share of nodes whose true measures lie between the 10th smallest and the 10th largest of 199 draws: 180 of 200 gaps, 90 %."""
+    ordered = np.sort(nodes.measures(draws), axis=1)  # a draw without success range is NaN and sorts to the end
+    low, high, truth = ordered[:, 9], ordered[:, 189], nodes.measures(nodes.success)
+    return np.mean((low <= truth) & (truth <= high), axis=1)
+
+
+@pytest.mark.parametrize("budget", [32, 128, 512])
+@pytest.mark.parametrize("strength", [4.0, 20.0, 100.0])
+def test_posterior_intervals_cover_as_often_as_they_say(strength, budget):
+    nodes = simulate(strength, budget, seed=budget)
+    centre = prior_mean(nodes.probs, nodes.outcomes)
+    draws = posterior_success(nodes.outcomes, centre, prior_strength(centre, nodes.outcomes), NUM_DRAWS, np.random.default_rng(1))
+    covered = coverage(nodes, draws)
+    # 1,200 nodes: the binomial standard error of a 90 % coverage is .0087, three of them are .026. Two points more below, since the
+    # centre of the prior is estimated (METHOD 5.3 found 88-89 %), and one above, for a strength that is estimated on the careful side
+    assert np.all((covered > 0.854) & (covered < 0.936)), dict(zip(NAMES, covered.round(3), strict=True))
+
+
+def test_coverage_experiment_catches_a_prior_three_times_too_strong():
+    nodes = simulate(20.0, 32, seed=32)
+    draws = posterior_success(nodes.outcomes, prior_mean(nodes.probs, nodes.outcomes), 60.0, NUM_DRAWS, np.random.default_rng(1))
+    assert np.all(coverage(nodes, draws)[2:] < 0.8)
+
+
+@pytest.mark.parametrize("num_questions", [5, 12, 40])
+def test_interval_of_a_mean_over_questions_covers_as_often_as_it_says(num_questions):
+    generator, repeats = np.random.default_rng(num_questions), 3000
+    # heavier tails than the normal distribution, as gains have: t with 5 degrees of freedom
+    values = 0.3 + generator.standard_t(5, size=(repeats, num_questions))
+    estimates = [clustered_mean(row, LEVEL) for row in values]
+    covered = np.mean([estimate.low <= 0.3 <= estimate.high for estimate in estimates])
+    # binomial, four standard errors of .0055; t intervals of symmetric heavy tails err on the safe side by up to a point
+    assert 0.9 - 0.022 < covered < 0.9 + 0.032
+
+
+@pytest.mark.parametrize("num_questions", [15, 40])
+def test_jackknife_interval_of_a_ratio_covers_as_often_as_it_says(num_questions):
+    generator, repeats = np.random.default_rng(num_questions), 1500
+    # the Hájek mean of a question: a sum of weights that varies, and a numerator that depends on it
+    weights = generator.gamma(4.0, size=(repeats, num_questions))
+    numerators = weights * (0.2 + 0.1 * (weights - 4.0)) + generator.normal(size=weights.shape)
+    truth = (4.0 * 0.2 + 0.1 * 4.0) / 4.0  # E[w · (.2 + .1 (w - 4))] / E[w], and the variance of w is 4
+    estimates = [clustered_statistic(np.stack(pair, axis=1), ratio, LEVEL) for pair in zip(numerators, weights, strict=True)]
+    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+    # binomial, four standard errors of .0078; a ratio of skewed sums with 15 questions loses another point or two
+    assert 0.9 - 0.031 - 0.02 < covered < 0.9 + 0.031
