@@ -64,6 +64,11 @@ def test_systematic_sample_stays_inside_for_the_largest_start():
     assert len(chosen) == 64
 
 
+def test_a_start_on_a_boundary_takes_the_position_that_begins_there():
+    assert systematic_sample(np.ones(3), 0.0).tolist() == [0, 1, 2]
+    assert systematic_sample(np.full(4, 0.5), 0.5).tolist() == [1, 3]
+
+
 def test_systematic_sample_realises_the_inclusion_probabilities_exactly():
     inclusion = inclusion_probabilities(np.random.default_rng(0).exponential(size=25) ** 2, 7, 0.25)
     repeats = 20_000

@@ -95,7 +95,7 @@ class ContinuePass:
         num_rows, num_heads, num_new, dim = query.shape
         keys, values = self._append(layer, key, value)
         queries_per_head = num_heads // key.shape[1] * num_new
-        query = (query.float() * scaling).reshape(num_rows, key.shape[1], queries_per_head, dim)
+        query = (query.float() * scaling).contiguous().view(num_rows, key.shape[1], queries_per_head, dim)
         hidden = self._hidden
         if hidden is not None:
             hidden = hidden.expand(num_rows, key.shape[1], queries_per_head // num_new, num_new, self._window)
