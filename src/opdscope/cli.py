@@ -181,3 +181,7 @@ def _inert(text: str) -> str:
     from rich.markup import escape
 
     return escape("".join(character if character.isprintable() or character == "\n" else "�" for character in text))
+
+
+if __name__ == "__main__":
+    main()
