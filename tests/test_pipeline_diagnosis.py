@@ -65,7 +65,9 @@ def test_engine_settings_change_no_result(finished: Run, tmp_path: Path) -> None
     overrides = ["engine.max_rows=5", "engine.chunk_rows=7"]
     other = opdscope.diagnose(SMALL, run_dir=tmp_path / "run", overrides=overrides)
     for name in ("rollouts", "nodes", "strata", "continuations"):
-        columns = [c for c in finished.table(name).column_names if c not in ("entropy", "inclusion", "student_prob", "squared_prob", "terminal")]
+        columns = [
+            c for c in finished.table(name).column_names if c not in ("entropy", "inclusion", "student_prob", "squared_prob", "terminal")
+        ]
         assert other.table(name).select(columns).equals(finished.table(name).select(columns)), name
 
 
@@ -146,7 +148,8 @@ def test_the_command_line_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_stored_run_is_summarised_without_torch(finished: Run) -> None:
-    code = "import sys; sys.modules['torch'] = None; from opdscope.cli import main; main()"
+    block = "type('Block', (), {'find_spec': staticmethod(lambda name, *_: exec('raise ImportError(name)') if name == 'torch' else None)})"
+    code = f"import sys; sys.meta_path.insert(0, {block}); from opdscope.cli import main; main()"
     shown = subprocess.run(
         [sys.executable, "-c", code, "summary", str(finished.path), "--json"], capture_output=True, text=True, check=True
     )

@@ -217,10 +217,16 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
 def _interval(
     estimate: Float[np.ndarray, "node"] | None, draws: Float[np.ndarray, "draw node"], confidence: float
 ) -> Float[np.ndarray, "node 3"]:
-    """Estimate (the posterior mean if None) and central interval; a node with any undefined draw is undefined."""
-    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
-    middle = np.mean(draws, axis=0) if estimate is None else estimate
-    return np.stack([middle, low, high], axis=-1)
+    """Estimate (the posterior mean if None) and central interval over the draws that are defined; undefined only where no draw is.
+
+    A draw without any success range has no direction: it says that there may be nothing to align with, not where.
+    """
+    defined = np.asarray(~np.isnan(draws).all(axis=0))
+    usable = np.where(defined, draws, 0.0)
+    levels = [0.5 - confidence / 2, 0.5 + confidence / 2]
+    low, high = np.nanquantile(usable, levels, axis=0) if np.isnan(usable).any() else np.quantile(usable, levels, axis=0)
+    middle = np.nanmean(usable, axis=0) if estimate is None else estimate
+    return np.where(defined[:, None], np.stack([middle, low, high], axis=-1), np.nan)
 
 
 def _padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
