@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:  # importing the pipeline loads torch, which reading a stored run must not need
     from opdscope.pipeline.plan import Plan
 
-_BAR_WIDTH = 25
+_BAR_WIDTH = 19
 
 
 def render_summary(data: Mapping[str, Any]) -> Group:
@@ -32,7 +33,7 @@ def _verdict(data: Mapping[str, Any]) -> Text:
     text = Text("\n")
     text.append(data["verdict"]["text"], style="bold")
     text.append(
-        f"\nStudent: success {_estimate(student['success'])} on {student['num_questions']} questions, "
+        f"\nStudent: success {Text.from_markup(_estimate(student['success'])).plain} on {student['num_questions']} questions, "
         f"{student['num_questions_with_both_outcomes']} of them with both outcomes; {student['num_rollouts']} rollouts "
         f"({outcomes['correct']} correct, {outcomes['incorrect']} incorrect, {outcomes['truncated']} truncated, "
         f"{outcomes['unverifiable']} unverifiable).\n"
@@ -50,6 +51,7 @@ def _ranking(data: Mapping[str, Any]) -> Table:
         caption="Natural gain: rise of the success rate per unit step along the objective, summed over a response. "
         f"Null to beat: {comparison}.",
         title_justify="left",
+        box=SIMPLE_HEAD,
         caption_justify="left",
     )
     table.add_column("#", justify="right")
@@ -83,6 +85,7 @@ def _split(data: Mapping[str, Any]) -> Table:
         title="By the path's outcome · from fresh continuations of the paths' nodes",
         caption="Gain summed over a response; alignment pooled over nodes, and the mean of per-node cosines.",
         title_justify="left",
+        box=SIMPLE_HEAD,
         caption_justify="left",
     )
     table.add_column("teacher")
@@ -107,6 +110,7 @@ def _rivals(data: Mapping[str, Any]) -> Table:
         title="Cheap rivals · means per token",
         caption="Last line: rank correlation with the natural gain over the real teachers.",
         title_justify="left",
+        box=SIMPLE_HEAD,
         caption_justify="left",
     )
     names = list(dict.fromkeys(name for teacher in data["teachers"] for name in teacher["rivals"]))
@@ -148,6 +152,7 @@ def render_plan(plan: "Plan") -> Group:
         title="Plan · nothing has been spent yet",
         caption=f"Expected lengths: {plan.length_source}. Speeds: {plan.speed_source}.",
         title_justify="left",
+        box=SIMPLE_HEAD,
         caption_justify="left",
     )
     for title in ("stage", "samples", "tokens expected", "tokens at most", "time expected"):
@@ -171,7 +176,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _estimate(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+def _estimate(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
     if estimate is None or estimate["value"] is None:
         return "—"
     if estimate["low"] is None:
