@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from opdscope.errors import ModelError
 from opdscope.models.transformers.attention import ATTENTION_NAME
@@ -136,13 +139,26 @@ def _read(name: str, directory: Path, dtype: torch.dtype, options: dict[str, Any
             raise ModelError(f"{name!r} is no causal language model: its architecture is {', '.join(architectures)}.")
         tokenizer = _read_tokenizer(directory, options)
         weights = _expand_gguf() if "gguf_file" in options else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights, **options)
+        with _without_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights, **options)
     except ModelError:
         raise
     except Exception as error:  # torn or foreign files make the readers raise anything, from struct.error to SafetensorError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"The model {name!r} cannot be loaded as a causal language model: {reason}") from error
     return model, tokenizer
+
+
+@contextmanager
+def _without_progress_bars() -> Generator[None]:
+    """Keep `transformers` from drawing its own bars into the caller's screen."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _expand_gguf() -> dict[str, Any]:
