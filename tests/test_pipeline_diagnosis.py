@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_to_the_same_summary(finished: Run, tmp_path: Path)
     while not list((tmp_path / "run" / "rollouts").glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
         process.poll()
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed: the test would show nothing"
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert results(opdscope.open_run(tmp_path / "run")) == results(finished)
 
