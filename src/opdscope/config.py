@@ -64,6 +64,11 @@ class NullsConfig(_Strict):
     flattened: float = Field(default=1.25, gt=1)
     """Temperature of the flattened student."""
 
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Temperature by the null teacher's name."""
+        return {"sharpened": self.sharpened, "flattened": self.flattened}
+
 
 class EmbeddedTaskConfig(_Strict):
     """The two tasks that the package ships models for, with worked steps as chain of thought."""
@@ -253,7 +258,7 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         names = [teacher.name for teacher in self.teachers]
-        taken = {"sharpened", "flattened"} & set(names)
+        taken = self.nulls.temperatures.keys() & set(names)
         if taken:
             raise ValueError(f"teachers: {sorted(taken)[0]!r} is the name of a null teacher; choose another name")
         if len(set(names)) != len(names):

@@ -13,8 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float, Int
 
-from opdscope.core.divergences import entropy, kl_divergence, signal_of
-from opdscope.core.gradients import distillation_gradient
+from opdscope.core.divergences import forward_kl_signal, signal_of
 from opdscope.errors import ShapeError
 
 Array = Any
@@ -41,7 +40,8 @@ class StudentRows:
         """Everything from the log-probabilities."""
         xp = array_namespace(logprobs)
         probs = xp.exp(logprobs)
-        return cls(logprobs, probs, entropy(logprobs), xp.sum(probs * probs, axis=-1))
+        with np.errstate(invalid="ignore"):
+            return cls(logprobs, probs, -_mean(probs, logprobs), xp.sum(probs * probs, axis=-1))
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,30 @@ def compare_rows(student: StudentRows, teacher_logprobs: Float[Array, "row vocab
     """Divergences between student and teacher at each position, over the full vocabulary."""
     xp = array_namespace(teacher_logprobs)
     teacher_probs = xp.exp(teacher_logprobs)
-    mixture = xp.logaddexp(student.logprobs, teacher_logprobs) - float(np.log(2.0))
-    js = 0.5 * (kl_divergence(student.logprobs, mixture) + kl_divergence(teacher_logprobs, mixture))
-    rare = xp.sum(xp.where(student.probs < RARE_PROB, teacher_probs, xp.zeros_like(teacher_probs)), axis=-1)
-    return TeacherRows(
-        kl_divergence(student.logprobs, teacher_logprobs),
-        kl_divergence(teacher_logprobs, student.logprobs),
-        js,
-        entropy(teacher_logprobs),
-        rare,
-    )
+    # -inf - (-inf) and 0 · inf arise at tokens that are masked right after; numpy would warn, torch does not
+    with np.errstate(invalid="ignore"):
+        log_ratio = teacher_logprobs - student.logprobs
+        teacher_entropy = -_mean(teacher_probs, teacher_logprobs)
+        # JS = H(m) - (H(p) + H(q)) / 2 with m = (p + q) / 2
+        summed_logs = _mean(student.probs + teacher_probs, xp.logaddexp(student.logprobs, teacher_logprobs))
+        return TeacherRows(
+            reverse_kl=-_mean(student.probs, log_ratio),
+            forward_kl=_mean(teacher_probs, log_ratio),
+            jensen_shannon=float(np.log(2.0)) - 0.5 * (summed_logs + student.entropy + teacher_entropy),
+            entropy=teacher_entropy,
+            rare_mass=xp.sum(teacher_probs * xp.astype(student.probs < RARE_PROB, teacher_probs.dtype), axis=-1),
+        )
+
+
+def _mean(probs: Float[Array, "row vocab"], values: Float[Array, "row vocab"]) -> Float[Array, "row"]:
+    return array_namespace(probs).sum(_drawable(probs, probs * values), axis=-1)
+
+
+def _drawable(probs: Float[Array, "row vocab"], values: Float[Array, "row vocab"]) -> Float[Array, "row vocab"]:
+    """The values, zero at tokens below the smallest normal number. Few rows have any, and looking costs a tenth of masking."""
+    xp = array_namespace(probs)
+    least = float(xp.finfo(probs.dtype).smallest_normal)
+    return values if bool(xp.min(probs) >= least) else xp.where(probs >= least, values, xp.zeros_like(values))
 
 
 def reduce_rows(
@@ -107,23 +121,23 @@ def reduce_rows(
         drawn. A huge variance says that the teacher wants tokens that the student practically never takes.
     """
     xp = array_namespace(teacher_logprobs)
-    signal = signal_of(objective)(student.logprobs, teacher_logprobs)
-    gradient = distillation_gradient(student.logprobs, teacher_logprobs, objective)
+    signal = signal_of(objective)
     index = taken[:, None]
     # below the smallest normal number q/p can overflow, and one such token would make the mean infinite; it is never drawn either
-    drawable = student.probs >= float(xp.finfo(student.probs.dtype).smallest_normal)
-
-    def centred(values: Float[Array, "row vocab"]) -> tuple[Float[Array, "row"], Float[Array, "row"]]:
-        values = xp.where(drawable, values, xp.zeros_like(values))
-        mean = xp.sum(student.probs * values, axis=-1)
-        deviation = xp.where(drawable, values - mean[:, None], xp.zeros_like(values))
-        # p first: the square alone overflows float32 where p · f², which is q² / p, does not
-        spread = student.probs * deviation * deviation
-        return xp.take_along_axis(deviation, index, axis=-1)[:, 0], xp.sum(spread, axis=-1)
-
-    taken_signal, signal_variance = centred(signal)
-    taken_gradient, _ = centred(gradient)
-    return ObjectiveRows(taken_signal, taken_gradient, signal_variance, xp.sum(gradient * gradient, axis=-1))
+    with np.errstate(invalid="ignore"):
+        values = _drawable(student.probs, signal(student.logprobs, teacher_logprobs))
+    deviation = _drawable(student.probs, values - xp.sum(student.probs * values, axis=-1, keepdims=True))
+    pushed = student.probs * deviation
+    # the pullback of the signal, except that q - p still counts the tokens that the student never takes
+    gradient = xp.exp(teacher_logprobs) - student.probs if signal is forward_kl_signal else pushed
+    taken_gradient = xp.take_along_axis(gradient, index, axis=-1)[:, 0] - xp.sum(student.probs * gradient, axis=-1)
+    return ObjectiveRows(
+        taken_signal=xp.take_along_axis(deviation, index, axis=-1)[:, 0],
+        taken_gradient=taken_gradient,
+        # p · f first: the square alone overflows float32 where p · f², which is q² / p, does not
+        signal_variance=xp.sum(pushed * deviation, axis=-1),
+        gradient_squared_norm=xp.sum(gradient * gradient, axis=-1),
+    )
 
 
 def screening_gain(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"]) -> Float[np.ndarray, "*batch"]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from opdscope.config import TargetedConfig
 from opdscope.core.divergences import entropy, kl_divergence, signal_of
 from opdscope.core.gradients import distillation_gradient
+from opdscope.core.nulls import tempered
 from opdscope.core.randomness import derive_seed, generator, uniforms
 from opdscope.core.sampling import (
     Candidates,
@@ -108,7 +109,9 @@ def _measure_question(experiment: Experiment, scores: Scores, paths: Sequence[Pa
     for chunk in scores.chunks(paths[0].response.question_id):
         student = to_numpy(chunk.student)
         # every teacher's rows at once, since candidates depend on all of them; float64 only row by row
-        teachers = {name: to_numpy(rows) for name, rows in chunk.others}
+        teachers = {name: to_numpy(rows) for name, rows in chunk.teachers}
+        for null, temperature in experiment.config.nulls.temperatures.items():
+            teachers[null] = tempered(student, temperature)
         for row in range(len(student)):
             path, position = places[chunk.start + row]
             own = {name: _normalised(rows[row]) for name, rows in teachers.items()}

@@ -18,6 +18,8 @@ from opdscope.records import Role, to_table
 
 Array = Any
 
+_BLOCK_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Response:
@@ -41,8 +43,16 @@ class Chunk:
     """Index of the first row among the question's rows."""
     student: Array
     """Log-probabilities, row × vocab, float32."""
-    others: Iterator[tuple[str, Array]]
-    """Name and log-probabilities of each available teacher, then of each null; made one at a time."""
+    teachers: Iterator[tuple[str, Array]]
+    """Name and log-probabilities of each available teacher; made one at a time."""
+
+    @property
+    def blocks(self) -> list[slice]:
+        """The chunk's rows in pieces to compute with: small enough for the cache of a CPU core; all of them on another device."""
+        num_rows, vocab_size = self.student.shape
+        on_cpu = getattr(device(self.student), "type", "cpu") == "cpu"
+        size = max(1, _BLOCK_BYTES // (4 * vocab_size)) if on_cpu else num_rows
+        return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 class Scores:
@@ -74,16 +84,13 @@ class Scores:
         for start in range(0, total, size):
             stop = min(start + size, total)
             student = self._student.logprobs(offset + start, offset + stop, temperature)
-            yield Chunk(start, student, self._others(question_id, start, stop, student))
+            yield Chunk(start, student, self._teacher_rows(question_id, start, stop, student))
 
-    def _others(self, question_id: str, start: int, stop: int, student: Array) -> Iterator[tuple[str, Array]]:
+    def _teacher_rows(self, question_id: str, start: int, stop: int, student: Array) -> Iterator[tuple[str, Array]]:
         for name, (encoding, offsets) in self._teachers.items():
             if question_id in offsets:
                 rows = encoding.logprobs(offsets[question_id] + start, offsets[question_id] + stop, self._experiment.temperature)
                 yield name, to_device(rows, device(student))
-        nulls = self._experiment.config.nulls
-        yield "sharpened", tempered(student, nulls.sharpened)
-        yield "flattened", tempered(student, nulls.flattened)
 
     def _encode(self, name: str, responses: Sequence[Response], prompts: dict[str, tuple[int, ...]]) -> tuple[Encoding, dict[str, int]]:
         model = self._experiment.student if name == "student" else self._experiment.teachers[name]
@@ -143,15 +150,22 @@ def _reduce_question(
         for name in names:
             columns[name].append(to_numpy(getattr(rows, name)))
 
+    def compare(student: StudentRows, taken: Array, teacher: str, logprobs: Array) -> None:
+        keep((teacher,), compare_rows(student, logprobs), _names(TeacherRows))
+        for objective in experiment.config.objectives:
+            keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows))
+
     for chunk in scores.chunks(responses[0].question_id):
-        student = StudentRows.of(chunk.student)
-        xp = array_namespace(chunk.student)
+        xp, blocks = array_namespace(chunk.student), chunk.blocks
+        students = [StudentRows.of(chunk.student[block]) for block in blocks]
         taken = xp.asarray(taken_ids[chunk.start : chunk.start + chunk.student.shape[0]], device=device(chunk.student))
-        keep((), student, ("entropy", "collision"))
-        for teacher, logprobs in chunk.others:
-            keep((teacher,), compare_rows(student, logprobs), _names(TeacherRows))
-            for objective in experiment.config.objectives:
-                keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows))
+        for block, student in zip(blocks, students, strict=True):
+            keep((), student, ("entropy", "collision"))
+            for null, temperature in experiment.config.nulls.temperatures.items():
+                compare(student, taken[block], null, tempered(student.logprobs, temperature))
+        for teacher, logprobs in chunk.teachers:
+            for block, student in zip(blocks, students, strict=True):
+                compare(student, taken[block], teacher, logprobs[block])
     bounds = np.cumsum([0, *(len(r.token_ids) for r in responses)])
     table_of = {0: "student_positions", 1: "teacher_positions", 2: "scores"}
     for key, columns in kept.items():
