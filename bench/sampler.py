@@ -1,6 +1,6 @@
 """Measures the sampler against `model.generate` with repeated prefixes: same process, same model, same number of tokens, interleaved.
 
-    python bench/sampler.py --model /path/to/SmolLM2-135M-Instruct.gguf
+    python bench/sampler.py
 
 Writes bench/results/sampler.json. Targets (docs of the sampler): at least 3 times as fast in float32 and 5 times in bfloat16.
 """
@@ -22,9 +22,11 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import SampleRequest
+from opdscope.models.packaged import resolve_model
 from opdscope.models.transformers import LanguageModel, TransformersSampler, load_language_model
 
 RESULTS = Path(__file__).parent / "results" / "sampler.json"
@@ -115,15 +117,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def plain_copy(language_model: LanguageModel) -> Any:
-    """The same weights behind torch's own attention, as `generate` uses it by default."""
-    config = language_model.model.config.__class__.from_dict(language_model.model.config.to_dict())
-    with torch.device("meta"):
-        model = type(language_model.model)._from_config(config, dtype=language_model.model.dtype, attn_implementation="sdpa")
-    model.load_state_dict(language_model.model.state_dict(), assign=True)
-    model.tie_weights()
-    model.model.rotary_emb = language_model.model.model.rotary_emb  # its buffer is in no state dict
-    return model.eval()
+def plain_model(path: Path, dtype: torch.dtype) -> Any:
+    """The model as `transformers` loads it, behind torch's own attention, which `generate` uses by default."""
+    if path.suffix == ".gguf":
+        options = {"gguf_file": path.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
+        return AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options).eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
 
 
 def show(results: list[Result]) -> None:
@@ -141,17 +140,16 @@ def show(results: list[Result]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the sampler against model.generate.")
-    parser.add_argument("--model", default=os.environ.get("OPDSCOPE_SMOLLM2"), help="model directory or .gguf (default: $OPDSCOPE_SMOLLM2)")
+    parser.add_argument("--model", default="packaged:smollm2", help="model directory, .gguf file or packaged model")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    if arguments.model is None:
-        parser.error("give --model or set OPDSCOPE_SMOLLM2")
+    path = resolve_model(arguments.model)
     results: list[Result] = []
     for dtype in arguments.dtypes:
-        language_model = load_language_model(arguments.model, dtype=dtype)
-        baseline = plain_copy(language_model)
+        language_model = load_language_model(path, dtype=dtype)
+        baseline = plain_model(Path(path), language_model.model.dtype)
         for index, case in enumerate(cases(language_model.vocab_size)):
             if index == 0:  # first calls allocate and choose kernels
                 measure(case, language_model, baseline, 1, dtype)
@@ -160,7 +158,7 @@ def main() -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     machine |= {"load_average": os.getloadavg()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "model": Path(arguments.model).name, "machine": machine}
+    record = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "model": Path(path).name, "machine": machine}
     arguments.out.write_text(json.dumps(record | {"results": [asdict(result) for result in results]}, indent=2) + "\n")
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+_BLOCK_BYTES = 1 << 21
+
 
 def draw_tokens(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) -> np.ndarray:
     """One token per row from softmax(logits / temperature).
@@ -21,9 +23,20 @@ def draw_tokens(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) 
     """
     if temperature != 1.0:
         logits /= temperature
+    blocks = logits.split(_rows_per_block(logits))
+    numbers = torch.from_numpy(uniforms).to(device=logits.device, dtype=torch.float32).split(blocks[0].shape[0])
+    return torch.cat([_invert(*pair) for pair in zip(blocks, numbers, strict=True)]).cpu().numpy()
+
+
+def _rows_per_block(logits: torch.Tensor) -> int:
+    """All rows, except that a CPU takes a few at a time: larger buffers would be asked from the system anew at every step."""
+    return max(1, _BLOCK_BYTES // logits[0].nbytes) if logits.device.type == "cpu" else logits.shape[0]
+
+
+def _invert(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     cumulative = torch.cumsum(torch.softmax(logits, dim=-1), dim=-1)
     total = cumulative[:, -1:]
-    target = torch.from_numpy(uniforms).to(device=logits.device, dtype=torch.float32)[:, None] * total
+    target = uniforms[:, None] * total
     # A number that rounds up to the total would fall off the end; the float below it lands in the last token of positive probability.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].cpu().numpy()
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]

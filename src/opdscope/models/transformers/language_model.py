@@ -7,7 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from opdscope.errors import ModelError
+from opdscope.models.transformers.head import OutputHead
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions by name."""
 
 _HASH_BLOCK_BYTES = 1 << 22
 
@@ -17,7 +23,8 @@ class LanguageModel:
     """A causal language model in evaluation mode, without gradients, and its tokenizer. Made by :func:`load_language_model`."""
 
     model: Any
-    """The `transformers` model, with the shared-prefix attention registered; plain `model(input_ids)` works as usual."""
+    """The `transformers` model, with the shared-prefix attention registered; plain `model(input_ids)` works as usual. On a CPU its
+    linear layers may hold packed weights, which are not among its parameters."""
     tokenizer: Any
     """The `transformers` tokenizer."""
     name: str
@@ -26,10 +33,13 @@ class LanguageModel:
     """Type of weights and activations: "float32", "bfloat16" or "float16"."""
     eos_token_ids: tuple[int, ...]
     """Tokens that end a response, ascending: the generation config's and the tokenizer's."""
+    num_parameters: int
+    """Number of weights, tied ones counted once."""
     files: tuple[Path, ...] = field(repr=False)
     """Weight files and configuration that determine the model's function, in a fixed order."""
     revision: str | None = None
     """Commit of the hub repository; None for a local model."""
+    _heads: dict[str, OutputHead] = field(default_factory=dict[str, OutputHead], init=False, repr=False)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -41,10 +51,12 @@ class LanguageModel:
         """The `torch.device` that holds the weights."""
         return self.model.device
 
-    @cached_property
-    def num_parameters(self) -> int:
-        """Number of weights, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    def output_head(self, dtype: str | None = None) -> OutputHead:
+        """The output head computed in a precision, by default the model's own; made at the first request for it."""
+        dtype = self.dtype if dtype is None else dtype
+        if dtype not in self._heads:
+            self._heads[dtype] = OutputHead(self.model, self.vocab_size, DTYPES[dtype])
+        return self._heads[dtype]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Loads a causal language model from a local directory, a GGUF file or the hub, and refuses what it could not compute rightly."""
 
+import functools
 import importlib.util
 import json
 from collections.abc import Generator
@@ -10,15 +11,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils import logging
 
 from opdscope.errors import ModelError
 from opdscope.models.transformers.attention import ATTENTION_NAME
-from opdscope.models.transformers.language_model import LanguageModel
+from opdscope.models.transformers.language_model import DTYPES, LanguageModel
+from opdscope.models.transformers.packing import pack_linears
 from opdscope.models.transformers.selfcheck import require_exact_attention
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -57,20 +65,24 @@ def load_language_model(
         ModelError: If the model is not found, is not a causal language model, has no safetensors or GGUF weights (pickled weights are not
             read), needs a package that is missing, or attends in a way that the shared-prefix attention does not compute.
     """
-    if dtype not in _DTYPES:
-        raise ModelError(f"Unknown dtype {dtype!r} for {name_or_path!r}; choose one of {', '.join(_DTYPES)}.")
+    if dtype not in DTYPES:
+        raise ModelError(f"Unknown dtype {dtype!r} for {name_or_path!r}; choose one of {', '.join(DTYPES)}.")
     source = _locate(name_or_path, revision, gguf_file)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     if source.gguf_file is not None:
         _require_gguf_packages(name_or_path)
         options["gguf_file"] = source.gguf_file
-    model, tokenizer = _read(name_or_path, source.directory, _DTYPES[dtype], options)
+    model, tokenizer = _read(name_or_path, source.directory, DTYPES[dtype], options)
+    model = model.to(_resolve_device(device, name_or_path)).eval().requires_grad_(False)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    pack_linears(model.base_model)
     language_model = LanguageModel(
-        model=model.to(_resolve_device(device, name_or_path)).eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
         name=name_or_path,
         dtype=dtype,
         eos_token_ids=_eos_token_ids(model, tokenizer),
+        num_parameters=num_parameters,
         files=_files(source),
         revision=source.revision,
     )
@@ -140,7 +152,9 @@ def _read(name: str, directory: Path, dtype: torch.dtype, options: dict[str, Any
         tokenizer = _read_tokenizer(directory, options)
         weights = _expand_gguf() if "gguf_file" in options else {"use_safetensors": True}
         with _without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, config=config, dtype=dtype, attn_implementation=ATTENTION_NAME, **weights, **options
+            )
     except ModelError:
         raise
     except Exception as error:  # torn or foreign files make the readers raise anything, from struct.error to SafetensorError
@@ -154,9 +168,14 @@ def _without_progress_bars() -> Generator[None]:
     """Keep `transformers` from drawing its own bars into the caller's screen."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    # the conversion of GGUF files draws a bar that obeys no setting
+    reader: Any = modeling_gguf_pytorch_utils
+    conversion_bar = reader.tqdm
+    reader.tqdm = functools.partial(conversion_bar, disable=True)
     try:
         yield
     finally:
+        reader.tqdm = conversion_bar
         if enabled:
             logging.enable_progress_bar()
 

@@ -38,7 +38,7 @@ class TransformersSampler:
         self._language_model = language_model
         self._max_rows = max_rows
         self._eos_token_ids = language_model.eos_token_ids if eos_token_ids is None else eos_token_ids
-        self._head = OutputHead(language_model, language_model.model.dtype)
+        self._head = language_model.output_head()
 
     def sample(self, requests: Sequence[SampleRequest], temperature: float, progress: Progress | None = None) -> list[list[Sample]]:
         """See :class:`~opdscope.models.base.Sampler`; requests with equal trunks share one prefill and one copy of its keys and values.

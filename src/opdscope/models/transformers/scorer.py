@@ -51,7 +51,7 @@ class TransformersScorer:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         self._language_model, self._chunk_tokens = language_model, chunk_tokens
-        self._head = OutputHead(language_model, torch.float32)
+        self._head = language_model.output_head("float32")
         self.vocab_size = language_model.vocab_size
 
     def encode(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> HiddenStates:

@@ -5,7 +5,6 @@ import torch
 
 from opdscope.errors import ModelError
 from opdscope.models.transformers.engine import SharedPrefixEngine
-from opdscope.models.transformers.head import OutputHead
 from opdscope.models.transformers.language_model import LanguageModel
 from opdscope.models.transformers.passes import RowLayout
 
@@ -43,7 +42,7 @@ def _shared_prefix_logits(language_model: LanguageModel, token_ids: np.ndarray) 
     engine.prefill([token_ids[:_TRUNK_TOKENS].tolist()], first_slot=0)
     layout = RowLayout(np.zeros(1, dtype=np.int64), np.array([_TRUNK_TOKENS]), language_model.device)
     hidden = engine.advance(layout, np.zeros(1, dtype=np.int64), token_ids[None, _TRUNK_TOKENS:])
-    return OutputHead(language_model, language_model.model.dtype).logits(hidden[0])
+    return language_model.output_head().logits(hidden[0])
 
 
 def _refusal(language_model: LanguageModel, reason: str) -> str:
