@@ -1,17 +1,13 @@
 """The whole diagnosis on an embedded model: resumption, invariance, the zero of a teacher that is the student, and users' errors."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 import opdscope
 from opdscope.errors import ConfigError, ModelError, OpdscopeError, RunDirectoryError
@@ -69,20 +65,6 @@ def test_engine_settings_change_no_result(finished: Run, tmp_path: Path) -> None
             c for c in finished.table(name).column_names if c not in ("entropy", "inclusion", "student_prob", "squared_prob", "terminal")
         ]
         assert other.table(name).select(columns).equals(finished.table(name).select(columns)), name
-
-
-def test_a_killed_run_resumes_to_the_same_summary(finished: Run, tmp_path: Path) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(SMALL))
-    command = [sys.executable, "-m", "opdscope.cli", "diagnose", str(config), "--run-dir", str(tmp_path / "run"), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "180"})
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "run" / "rollouts").glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
-        process.poll()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed: the test would show nothing"
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert results(opdscope.open_run(tmp_path / "run")) == results(finished)
 
 
 def test_every_teacher_and_null_is_ranked_with_an_interval(finished: Run) -> None:

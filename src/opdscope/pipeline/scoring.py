@@ -143,37 +143,38 @@ def _reduce_question(
     experiment: Experiment, scores: Scores, responses: Sequence[Response], tables: dict[str, list[dict[str, Any]]]
 ) -> None:
     taken_ids = np.array([token for r in responses for token in r.token_ids], dtype=np.int64)
-    kept: dict[tuple[str, ...], dict[str, list[np.ndarray]]] = {}
+    kept: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
 
-    def keep(key: tuple[str, ...], rows: StudentRows | TeacherRows | ObjectiveRows, names: Sequence[str]) -> None:
-        columns = kept.setdefault(key, {name: [] for name in names})
+    def keep(key: tuple[str, ...], rows: StudentRows | TeacherRows | ObjectiveRows, names: Sequence[str], places: slice) -> None:
+        # copied into place: small arrays that live on between the large ones would keep the allocator from using their room again
+        columns = kept.setdefault(key, {name: np.empty(len(taken_ids), dtype=np.float32) for name in names})
         for name in names:
-            columns[name].append(to_numpy(getattr(rows, name)))
+            columns[name][places] = to_numpy(getattr(rows, name))
 
-    def compare(student: StudentRows, taken: Array, teacher: str, logprobs: Array) -> None:
-        keep((teacher,), compare_rows(student, logprobs), _names(TeacherRows))
+    def compare(student: StudentRows, taken: Array, teacher: str, logprobs: Array, places: slice) -> None:
+        keep((teacher,), compare_rows(student, logprobs), _names(TeacherRows), places)
         for objective in experiment.config.objectives:
-            keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows))
+            keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows), places)
 
     for chunk in scores.chunks(responses[0].question_id):
         xp, blocks = array_namespace(chunk.student), chunk.blocks
         students = [StudentRows.of(chunk.student[block]) for block in blocks]
         taken = xp.asarray(taken_ids[chunk.start : chunk.start + chunk.student.shape[0]], device=device(chunk.student))
-        for block, student in zip(blocks, students, strict=True):
-            keep((), student, ("entropy", "collision"))
+        places = [slice(chunk.start + block.start, chunk.start + block.stop) for block in blocks]
+        for block, place, student in zip(blocks, places, students, strict=True):
+            keep((), student, ("entropy", "collision"), place)
             for null, temperature in experiment.config.nulls.temperatures.items():
-                compare(student, taken[block], null, tempered(student.logprobs, temperature))
+                compare(student, taken[block], null, tempered(student.logprobs, temperature), place)
         for teacher, logprobs in chunk.teachers:
-            for block, student in zip(blocks, students, strict=True):
-                compare(student, taken[block], teacher, logprobs[block])
+            for block, place, student in zip(blocks, places, students, strict=True):
+                compare(student, taken[block], teacher, logprobs[block], place)
     bounds = np.cumsum([0, *(len(r.token_ids) for r in responses)])
     table_of = {0: "student_positions", 1: "teacher_positions", 2: "scores"}
     for key, columns in kept.items():
-        whole = {name: np.concatenate(parts) for name, parts in columns.items()}
         labels = dict(zip(("teacher", "objective"), key, strict=False))
         for response, start, stop in zip(responses, bounds, bounds[1:], strict=False):
             identity = {"question_id": response.question_id, "rollout_index": response.rollout_index, **labels}
-            tables[table_of[len(key)]].append({**identity, **{name: values[start:stop] for name, values in whole.items()}})
+            tables[table_of[len(key)]].append({**identity, **{name: values[start:stop] for name, values in columns.items()}})
 
 
 def to_numpy(values: Array) -> np.ndarray:
