@@ -91,6 +91,14 @@ def test_a_run_directory_of_another_configuration_is_refused_with_what_differs(f
         opdscope.screen(SMALL, run_dir=finished.path, overrides=["rollouts.num_rollouts=7"])
 
 
+def test_a_run_that_failed_before_it_stored_anything_leaves_its_directory_free(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no/such/model"):
+        opdscope.screen(SMALL, run_dir=tmp_path / "run", overrides=["student.model_name_or_path=/no/such/model"])
+    run = opdscope.screen(SMALL, run_dir=tmp_path / "run", overrides=["task.num_questions=2", "rollouts.num_rollouts=2"])
+    assert run.config.student.model_name_or_path == SMALL["student"]["model_name_or_path"]
+    assert run.provenance()["models"]["student"]["name"].endswith("chain-student-weak")
+
+
 def test_all_rollouts_wrong_is_a_result(tmp_path: Path) -> None:
     run = opdscope.diagnose(SMALL, run_dir=tmp_path / "run", overrides=["rollouts.max_completion_length=2", "task.num_questions=2"])
     data = results(run)

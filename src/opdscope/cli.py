@@ -1,8 +1,10 @@
 """The command line: thin, with a progress bar and an honest ETA; a user's error is one plain sentence and exit code 2."""
 
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -67,12 +69,47 @@ class _Bars:
         self._progress.console.print(text)
 
 
+class _Lines:
+    """Progress where there is no terminal, in the log of a job for example: a line when work is stored, at most every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage, self._total, self._done, self._begun_with, self._num_tokens = "", 0, 0, 0, 0
+        self._started = self._printed = 0.0
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """What an earlier session finished does not count towards the speed."""
+        self._stage, self._total, self._done, self._begun_with = stage, total, done, done
+        self._num_tokens, self._started = 0, time.monotonic()
+        self._printed = self._started
+
+    def tokens(self, num_tokens: int) -> None:
+        """Count."""
+        self._num_tokens += num_tokens
+
+    def advance(self, amount: int) -> None:
+        """Print where the stage is."""
+        self._done += amount
+        now = time.monotonic()
+        if self._done < self._total and now - self._printed < 10:
+            return
+        self._printed, elapsed = now, now - self._started
+        left = elapsed * (self._total - self._done) / (self._done - self._begun_with)
+        times = f"{timedelta(seconds=round(elapsed))}, ETA {timedelta(seconds=round(left))}, {self._num_tokens / elapsed:,.0f} tokens/s"
+        self._console.print(f"{self._stage}: {self._done} of {self._total}, {times}", highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _watching(quiet: bool) -> Generator[Any]:
     from opdscope.pipeline import Silent
 
-    if quiet:
-        yield Silent()
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Silent() if quiet else _Lines(console)
         return
     columns = [
         TextColumn("{task.description:>16}"),
@@ -83,7 +120,7 @@ def _watching(quiet: bool) -> Generator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[speed]}"),
     ]
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         yield _Bars(progress)
 
 

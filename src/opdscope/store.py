@@ -174,13 +174,14 @@ def open_run(path: str | Path) -> Run:
 def start_run(path: str | Path, config: Config) -> Run:
     """A run directory for writing: made if it does not exist, resumed if it holds the same configuration.
 
-    Settings that do not change what is measured (engine, analysis, name) may differ; the new ones are kept.
+    Settings that do not change what is measured (engine, analysis, name) may differ; the new ones are kept. A directory in which nothing
+    was stored, since a model was missing for example, is taken over.
 
     Raises:
         RunDirectoryError: If the directory holds another configuration (the text lists what differs) or something else altogether.
     """
     directory = Path(path)
-    if (directory / _CONFIG).exists():
+    if (directory / _CONFIG).exists() and _holds_results(directory):
         existing = open_run(directory)
         differences = _differences(existing.config.identity(), config.identity())
         if differences:
@@ -188,7 +189,7 @@ def start_run(path: str | Path, config: Config) -> Run:
                 f"{directory} holds a run of another configuration; what differs: {'; '.join(differences)}. "
                 "Use another directory (--run-dir), or the configuration that it was made with"
             )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and not (directory / _CONFIG).exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RunDirectoryError(f"{directory} exists and is not a run directory; use another one (--run-dir)")
     else:
         directory.mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,10 @@ def remove_run(path: str | Path) -> None:
     """
     open_run(path)
     shutil.rmtree(path)
+
+
+def _holds_results(directory: Path) -> bool:
+    return any((directory / name).is_dir() and any((directory / name).iterdir()) for name in SCHEMAS)
 
 
 def _differences(before: Any, after: Any, where: str = "") -> list[str]:

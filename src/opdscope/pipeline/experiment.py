@@ -123,9 +123,9 @@ class Experiment:
             self.run.record_time(stage, name, time.perf_counter() - started, num_tokens)
             self.watcher.advance(size)
 
-    def question_blocks(self, rows_per_question: int) -> list[list[int]]:
-        """Indices of questions in blocks of about :data:`UNIT_ROWS` rows."""
-        size = max(1, UNIT_ROWS // max(1, rows_per_question))
+    def question_blocks(self, rows_per_question: int, unit_rows: int = UNIT_ROWS) -> list[list[int]]:
+        """Indices of questions in blocks of about `unit_rows` rows."""
+        size = max(1, unit_rows // max(1, rows_per_question))
         return [list(range(start, min(start + size, len(self.questions)))) for start in range(0, len(self.questions), size)]
 
 

@@ -20,6 +20,8 @@ Array = Any
 
 _BLOCK_BYTES = 1 << 20
 
+_UNIT_ROWS = 64  # rollouts in a unit: each is read by every teacher, so a unit costs several times what it cost to sample
+
 
 @dataclass(frozen=True)
 class Response:
@@ -116,7 +118,7 @@ def score_rollouts(experiment: Experiment) -> None:
         if row["role"] == Role.MEASURED:
             measured[row["question_id"]].append(row)
     prompts = teacher_prompts(experiment)
-    blocks = experiment.question_blocks(experiment.config.rollouts.num_rollouts)
+    blocks = experiment.question_blocks(experiment.config.rollouts.num_rollouts, _UNIT_ROWS)
     names = unit_names(len(blocks))
 
     def work(unit: int) -> int:

@@ -23,7 +23,7 @@ def render_summary(data: Mapping[str, Any]) -> Group:
     """
     parts: list[RenderableType] = [_verdict(data), _ranking(data)]
     if data["targeted"] is not None:
-        parts.append(_split(data))
+        parts += _splits(data)
     parts += [_rivals(data), *_beside(data)]
     return Group(*parts)
 
@@ -80,28 +80,33 @@ def _ranking(data: Mapping[str, Any]) -> Table:
     return table
 
 
-def _split(data: Mapping[str, Any]) -> Table:
-    table = Table(
-        title="By the path's outcome · from fresh continuations of the paths' nodes",
-        caption="Gain summed over a response; alignment pooled over nodes, and the mean of per-node cosines.",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        caption_justify="left",
-    )
+def _splits(data: Mapping[str, Any]) -> list[Table]:
+    return [
+        _split(
+            data,
+            "Gain by the path's outcome · from fresh continuations of the paths' nodes",
+            "Natural gain summed over a response; teacher advantage per token.",
+            {"correct": ("correct", "natural_gain"), "incorrect": ("incorrect", "natural_gain"), "all": ("all", "natural_gain")}
+            | {"advantage": ("all", "advantage")},
+        ),
+        _split(
+            data,
+            "Alignment by the path's outcome · cosine between ideal and distillation gradient",
+            "Pooled over nodes, corrected for noise; the mean of per-node cosines is the source paper's.",
+            {name: (name, "pooled_alignment") for name in ("correct", "incorrect", "all")} | {"mean of cosines": ("all", "mean_score")},
+        ),
+    ]
+
+
+def _split(data: Mapping[str, Any], title: str, caption: str, columns: Mapping[str, tuple[str, str]]) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
     table.add_column("teacher")
-    for title in ("gain: correct", "incorrect", "all", "alignment: correct", "incorrect", "mean cosine", "advantage"):
-        table.add_column(title, justify="right")
+    for column in columns:
+        table.add_column(column, justify="right", min_width=20)
     for teacher in data["teachers"]:
-        targeted = teacher["targeted"]
-        if targeted is None:
-            continue
-        table.add_row(
-            escape(teacher["name"]),
-            *(_estimate(targeted[paths]["natural_gain"]) for paths in ("correct", "incorrect", "all")),
-            *(_estimate(targeted[paths]["pooled_alignment"]) for paths in ("correct", "incorrect")),
-            _estimate(targeted["all"]["mean_score"]),
-            _estimate(targeted["all"]["advantage"], digits=4),
-        )
+        if teacher["targeted"] is not None:
+            cells = (_estimate(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
+            table.add_row(escape(teacher["name"]), *cells)
     return table
 
 
