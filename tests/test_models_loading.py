@@ -12,7 +12,8 @@ from transformers import BertConfig, GenerationConfig, MistralConfig, MistralFor
 
 from fixtures.tiny_models import CHAT_TEMPLATE, character_tokenizer, save_tiny_model
 from opdscope.errors import ModelError
-from opdscope.models.transformers import LanguageModel, load_language_model, require_same_vocabulary
+from opdscope.models.base import require_same_vocabulary
+from opdscope.models.transformers import LanguageModel, load_language_model
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,26 @@ class JsonlTaskConfig(_Strict):
     """Take the first so many; None takes all."""
 
 
-TaskConfig = Annotated[EmbeddedTaskConfig | ReasoningGymTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]
+class ExactTaskConfig(_Strict):
+    """A world of reasoning chains in which success and gains are known: for checking estimators, and for learning what they can do.
+
+    Its models are `exact:itself` (the student), `exact:good`, `exact:fair`, `exact:weak`, `exact:harmful`, `exact:stylistic`,
+    `exact:random`, `exact:sharpened` and `exact:flattened`.
+    """
+
+    kind: Literal["exact"]
+    """Fixed."""
+    num_questions: int = Field(default=32, ge=1)
+    """How many questions."""
+    length: int = Field(default=60, ge=1)
+    """Reasoning tokens before the answer."""
+    spacing: int = Field(default=6, ge=1)
+    """Every so many tokens a chain can slip or be repaired."""
+    seed: int = 0
+    """Of questions and teachers."""
+
+
+TaskConfig = Annotated[EmbeddedTaskConfig | ExactTaskConfig | ReasoningGymTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]
 
 
 class PromptFormat(_Strict):

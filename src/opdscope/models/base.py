@@ -1,12 +1,14 @@
-"""What the pipeline asks of an inference engine: a Sampler that produces tokens and a Scorer that produces probabilities.
+"""What the pipeline asks of a model and its engine: a Sampler that produces tokens and a Scorer that produces probabilities.
 
 The two are separate on purpose. Engines sample fast and are imprecise about probabilities; every probability that enters a result comes
 from one Scorer with a full-vocabulary softmax. Token ids go in and token ids come out: nothing is decoded and encoded again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from opdscope.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,104 @@ class Scorer(Protocol):
     def encode(self, requests: Sequence[ScoreRequest], progress: "Progress | None" = None) -> Encoding:
         """Run the model over the requests' tokens; costs one teacher-forced pass, keeps hidden states only."""
         ...
+
+
+class Model(Protocol):
+    """A model with its tokenizer, whatever engine runs it."""
+
+    @property
+    def name(self) -> str:
+        """The name or path it was asked for by."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """What computes it."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Type of weights and activations."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the hub repository; None for a local model."""
+        ...
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        ...
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values that a token of a sampled row occupies."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response, ascending."""
+        ...
+
+    @property
+    def token_to_id(self) -> Mapping[str, int]:
+        """The vocabulary."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what determines the model's function."""
+        ...
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hex SHA-256 of the tokenizer."""
+        ...
+
+    def render_prompt(self, user: str, system: str | None = None) -> tuple[str, tuple[int, ...]]:
+        """The text that the model is shown for a question, and its token ids."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special tokens skipped. For verifiers and people; never encoded again."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, special tokens shown by name."""
+        ...
+
+    def sampler(self, max_rows: int) -> Sampler:
+        """A sampler over the model, of at most so many rows at a time."""
+        ...
+
+    def scorer(self) -> Scorer:
+        """A scorer over the model."""
+        ...
+
+
+def require_same_vocabulary(student: Model, teacher: Model) -> None:
+    """Refuse a pair whose tokenizers map tokens to ids differently.
+
+    Args:
+        student: The model that samples.
+        teacher: The model that scores the student's tokens.
+
+    Raises:
+        ModelError: If the token-to-id maps differ in any entry.
+    """
+    if student.token_to_id == teacher.token_to_id:
+        return
+    theirs = teacher.token_to_id
+    differing = [token for token, index in student.token_to_id.items() if theirs.get(token) != index]
+    differing += [token for token in theirs if token not in student.token_to_id]
+    raise ModelError(
+        f"The teacher {teacher.name!r} ({teacher.vocab_size} tokens) and the student {student.name!r} ({student.vocab_size} tokens) have "
+        f"different vocabularies: {len(differing)} tokens differ, for example {differing[0]!r}. Their probabilities cannot be compared "
+        "token by token. Choose a teacher of the student's own family (equal tokenizer), or the student itself shown a context."
+    )

@@ -5,17 +5,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from opdscope.config import Config, ModelConfig, PromptFormat, TeacherConfig
+from opdscope.config import Config, ExactTaskConfig, ModelConfig, PromptFormat, TeacherConfig
 from opdscope.contexts import fill
-from opdscope.models.base import Sample, Sampler, SampleRequest, Scorer
+from opdscope.models.base import Model, Sample, SampleRequest, require_same_vocabulary
+from opdscope.models.exact import ReasoningWorld, load_exact
 from opdscope.models.packaged import resolve_model
-from opdscope.models.transformers import (
-    LanguageModel,
-    TransformersSampler,
-    TransformersScorer,
-    load_language_model,
-    require_same_vocabulary,
-)
 from opdscope.pipeline.watching import Watcher
 from opdscope.records import Outcome, Question
 from opdscope.store import Run
@@ -37,9 +31,9 @@ class Experiment:
     """Questions and verifier."""
     prompts: PromptFormat
     """Wording of the prompts."""
-    student: LanguageModel
+    student: Model
     """The policy."""
-    teachers: dict[str, LanguageModel]
+    teachers: dict[str, Model]
     """Model of each teacher, by the teacher's name; self-teachers hold the student."""
     verifiers: VerifierPool
     """Worker processes."""
@@ -72,17 +66,9 @@ class Experiment:
         """The student's prompt as rendered text and token ids."""
         return self.student.render_prompt(fill(self.prompts.plain, question=question.text), self.prompts.system)
 
-    def sampler(self, model: LanguageModel) -> Sampler:
-        """The sampler over a model."""
-        return TransformersSampler(model, max_rows=self.config.engine.max_rows)
-
-    def scorer(self, model: LanguageModel) -> Scorer:
-        """The scorer over a model."""
-        return TransformersScorer(model)
-
-    def sample(self, model: LanguageModel, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
+    def sample(self, model: Model, requests: Sequence[SampleRequest]) -> list[list[Sample]]:
         """Continuations at the policy's temperature, with progress."""
-        return self.sampler(model).sample(requests, self.temperature, self.watcher.tokens)
+        return model.sampler(self.config.engine.max_rows).sample(requests, self.temperature, self.watcher.tokens)
 
     def verify(
         self, question_ids: Sequence[str], responses: Sequence[Sequence[int]], finished: Sequence[bool]
@@ -134,28 +120,22 @@ def unit_names(count: int) -> list[str]:
     return [f"{index:06d}" for index in range(count)]
 
 
-def load_models(config: Config) -> tuple[LanguageModel, dict[str, LanguageModel]]:
+def load_models(config: Config) -> tuple[Model, dict[str, Model]]:
     """Student and teachers, each set of weights loaded once.
 
     Raises:
         ModelError: If a model is missing, cannot be used, or has another vocabulary than the student.
     """
-    loaded: dict[tuple[str, str, str | None], LanguageModel] = {}
+    loaded: dict[tuple[str, str, str | None], Model] = {}
 
-    def load(spec: ModelConfig | TeacherConfig, name: str) -> LanguageModel:
+    def load(spec: ModelConfig | TeacherConfig, name: str) -> Model:
         key = (name, spec.dtype, spec.revision)
         if key not in loaded:
-            loaded[key] = load_language_model(
-                resolve_model(name),
-                dtype=spec.dtype,
-                device=config.engine.device,
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
-            )
+            loaded[key] = _load_model(config, spec, name)
         return loaded[key]
 
     student = load(config.student, config.student.model_name_or_path)
-    teachers: dict[str, LanguageModel] = {}
+    teachers: dict[str, Model] = {}
     for teacher in config.teachers:
         own = teacher.teacher_model_name_or_path
         teachers[teacher.name] = student if own is None else load(teacher, own)
@@ -165,12 +145,27 @@ def load_models(config: Config) -> tuple[LanguageModel, dict[str, LanguageModel]
     return student, teachers
 
 
-def distinct(models: Iterable[LanguageModel]) -> list[LanguageModel]:
+def _load_model(config: Config, spec: ModelConfig | TeacherConfig, name: str) -> Model:
+    task = config.task
+    if isinstance(task, ExactTaskConfig):
+        return load_exact(name, ReasoningWorld(task.length, task.spacing, task.seed))
+    from opdscope.models.transformers import load_language_model  # the exact world runs without torch
+
+    return load_language_model(
+        resolve_model(name),
+        dtype=spec.dtype,
+        device=config.engine.device,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def distinct(models: Iterable[Model]) -> list[Model]:
     """Each model once, in order."""
     return list({id(model): model for model in models}.values())
 
 
-def describe_models(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel]) -> dict[str, dict[str, str | int | None]]:
+def describe_models(config: Config, student: Model, teachers: dict[str, Model]) -> dict[str, dict[str, str | int | None]]:
     """What the provenance records of each model; self-teachers are the student and not listed again."""
     named = {"student": student, **{name: model for name, model in teachers.items() if model is not student}}
     return {
@@ -181,7 +176,7 @@ def describe_models(config: Config, student: LanguageModel, teachers: dict[str, 
             "tokenizer_hash": model.tokenizer_hash,
             "num_parameters": model.num_parameters,
             "dtype": model.dtype,
-            "engine": "transformers",
+            "engine": model.engine,
         }
         for role, model in named.items()
     }

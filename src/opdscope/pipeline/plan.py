@@ -11,8 +11,7 @@ from opdscope.config import Config, load_config
 from opdscope.contexts import fill
 from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
 from opdscope.errors import RunDirectoryError
-from opdscope.models.base import SampleRequest, ScoreRequest
-from opdscope.models.transformers import LanguageModel, TransformersSampler, TransformersScorer
+from opdscope.models.base import Model, SampleRequest, ScoreRequest
 from opdscope.pipeline.diagnosis import ConfigSource
 from opdscope.pipeline.experiment import distinct, load_models
 from opdscope.store import open_run
@@ -131,18 +130,18 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
     ]
 
 
-def _longest_prompt(config: Config, task: Task, student: LanguageModel) -> tuple[int, ...]:
+def _longest_prompt(config: Config, task: Task, student: Model) -> tuple[int, ...]:
     prompts = config.prompt or task.prompt_format
     question = max(task.questions, key=lambda q: len(q.text))
     return student.render_prompt(fill(prompts.plain, question=question.text), prompts.system)[1]
 
 
-def _probe(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: tuple[int, ...]) -> _Speeds:
+def _probe(config: Config, student: Model, teachers: dict[str, Model], prompt: tuple[int, ...]) -> _Speeds:
     rows = min(_PROBE_ROWS, config.engine.max_rows)
     sampling: dict[int, float] = {}
     for model in distinct([student, *(teachers.values() if config.rollouts.teacher_rollouts else ())]):
         request = SampleRequest(prompt, len(prompt), (), tuple(range(rows)), _PROBE_TOKENS)
-        sampler = TransformersSampler(model, max_rows=rows)
+        sampler = model.sampler(rows)
         sampler.sample([request], config.rollouts.temperature)  # the first call warms up
         started = time.perf_counter()
         drawn = sampler.sample([request], config.rollouts.temperature)
@@ -152,11 +151,11 @@ def _probe(config: Config, student: LanguageModel, teachers: dict[str, LanguageM
     return _Speeds(speeds, _probe_scoring(config, student, teachers, prompt))
 
 
-def _probe_scoring(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: tuple[int, ...]) -> float:
+def _probe_scoring(config: Config, student: Model, teachers: dict[str, Model], prompt: tuple[int, ...]) -> float:
     response = (prompt * (_PROBE_ROWS // len(prompt) + 1))[:_PROBE_ROWS]
     requests = [ScoreRequest(prompt, response, tuple(range(len(response))))] * 4
     started = time.perf_counter()
-    encoded = [TransformersScorer(model).encode(requests) for model in [student, *teachers.values()]]
+    encoded = [model.scorer().encode(requests) for model in [student, *teachers.values()]]
     rows = encoded[0].logprobs(0, len(response), config.rollouts.temperature)
     own = StudentRows.of(rows)
     taken = rows.argmax(-1)
@@ -179,14 +178,10 @@ def _expected_length(config: Config, run_dir: Path) -> tuple[float, str]:
     return config.rollouts.max_completion_length / 2, "half of max_completion_length, for want of rollouts"
 
 
-def _memory(config: Config, student: LanguageModel, teachers: dict[str, LanguageModel], prompt: int) -> tuple[float, str]:
+def _memory(config: Config, student: Model, teachers: dict[str, Model], prompt: int) -> tuple[float, str]:
     models = distinct([student, *teachers.values()])
     weights = sum(model.num_parameters * (2 if model.dtype == "bfloat16" else 4) for model in models)
-    layout = student.model.config
-    heads = getattr(layout, "num_key_value_heads", None) or layout.num_attention_heads
-    width = getattr(layout, "head_dim", None) or layout.hidden_size // layout.num_attention_heads
-    per_token = 2 * layout.num_hidden_layers * heads * width * (2 if student.dtype == "bfloat16" else 4)
-    cache = per_token * (config.engine.max_rows * config.rollouts.max_completion_length + prompt)
+    cache = student.cache_bytes_per_token * (config.engine.max_rows * config.rollouts.max_completion_length + prompt)
     # student and teacher rows, their probabilities and about six intermediates of the same size
     chunk = 10 * 4 * config.engine.chunk_rows * student.vocab_size
     note = f"weights {weights / 1e9:.1f}, key/value cache {cache / 1e9:.1f}, full-vocabulary rows {chunk / 1e9:.1f}, libraries 0.5"

@@ -102,7 +102,7 @@ class Scores:
         for response in responses:
             offsets.setdefault(response.question_id, position)
             position += len(response.positions)
-        return self._experiment.scorer(model).encode(requests, self._experiment.watcher.tokens), offsets
+        return model.scorer().encode(requests, self._experiment.watcher.tokens), offsets
 
 
 def teacher_prompts(experiment: Experiment) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -1,8 +1,9 @@
 """Questions, and the verifiers that judge responses to them."""
 
-from opdscope.config import EmbeddedTaskConfig, JsonlTaskConfig, ReasoningGymTaskConfig, TaskConfig
+from opdscope.config import EmbeddedTaskConfig, ExactTaskConfig, JsonlTaskConfig, ReasoningGymTaskConfig, TaskConfig
 from opdscope.tasks.base import Task, VerifierSpec
 from opdscope.tasks.embedded import load_embedded
+from opdscope.tasks.exact import load_exact_task
 from opdscope.tasks.jsonl import load_jsonl
 from opdscope.tasks.reasoning_gym import load_reasoning_gym
 from opdscope.tasks.verification import VerifierPool, VerifyItem
@@ -19,6 +20,8 @@ def load_task(config: TaskConfig) -> Task:
     match config:
         case EmbeddedTaskConfig():
             return load_embedded(config)
+        case ExactTaskConfig():
+            return load_exact_task(config)
         case ReasoningGymTaskConfig():
             return load_reasoning_gym(config)
         case JsonlTaskConfig():

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from opdscope.errors import ModelError
+from opdscope.models.base import Sampler, Scorer
 from opdscope.models.transformers.head import OutputHead
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,13 +20,20 @@ _HASH_BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model in evaluation mode, without gradients, and its tokenizer. Made by :func:`load_language_model`."""
+    """A causal language model in evaluation mode, without gradients, and its tokenizer: a :class:`~opdscope.models.base.Model`.
+
+    Made by :func:`load_language_model`.
+    """
+
+    engine = "transformers"
 
     model: Any
     """The `transformers` model, with the shared-prefix attention registered; plain `model(input_ids)` works as usual. On a CPU its
     linear layers may hold packed weights, which are not among its parameters."""
     tokenizer: Any
     """The `transformers` tokenizer."""
+    vocab_size: int
+    """Entries of the tokenizer; output rows of the model beyond it are padding and are cut."""
     name: str
     """The name or path it was asked for by."""
     dtype: str
@@ -41,11 +48,6 @@ class LanguageModel:
     """Commit of the hub repository; None for a local model."""
     _heads: dict[str, OutputHead] = field(default_factory=dict[str, OutputHead], init=False, repr=False)
 
-    @cached_property
-    def vocab_size(self) -> int:
-        """Entries of the tokenizer; output rows of the model beyond it are padding and are cut."""
-        return len(self.tokenizer)
-
     @property
     def device(self) -> Any:
         """The `torch.device` that holds the weights."""
@@ -58,9 +60,17 @@ class LanguageModel:
             self._heads[dtype] = OutputHead(self.model, self.vocab_size, DTYPES[dtype])
         return self._heads[dtype]
 
-    @cached_property
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values that a token of a sampled row occupies: float32, whatever the type of the model."""
+        layout = self.model.config.get_text_config()
+        heads = getattr(layout, "num_key_value_heads", None) or layout.num_attention_heads
+        width = getattr(layout, "head_dim", None) or layout.hidden_size // layout.num_attention_heads
+        return 2 * layout.num_hidden_layers * heads * width * 4
+
+    @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over the contents of weight files and configuration, and the hub commit. Reads all files on first use."""
+        """Hex SHA-256 over the contents of weight files and configuration, and the hub commit. Reads all files."""
         digest = hashlib.sha256((self.revision or "").encode())
         for path in self.files:
             with path.open("rb") as file:
@@ -68,12 +78,12 @@ class LanguageModel:
                     digest.update(block)
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def token_to_id(self) -> dict[str, int]:
         """The vocabulary, special and added tokens included."""
         return dict(self.tokenizer.get_vocab())
 
-    @cached_property
+    @property
     def tokenizer_hash(self) -> str:
         """Hex SHA-256 over the sorted token-to-id map and the special token ids."""
         content = sorted(self.token_to_id.items()), sorted(self.tokenizer.all_special_ids)
@@ -113,6 +123,18 @@ class LanguageModel:
         """Text of tokens, special tokens skipped. For verifiers and people; never encoded again."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def sampler(self, max_rows: int) -> Sampler:
+        """A sampler over the model."""
+        from opdscope.models.transformers.sampler import TransformersSampler
+
+        return TransformersSampler(self, max_rows)
+
+    def scorer(self) -> Scorer:
+        """A scorer over the model."""
+        from opdscope.models.transformers.scorer import TransformersScorer
+
+        return TransformersScorer(self)
+
     def token_text(self, token_id: int) -> str:
         """Text of one token, special tokens shown by name."""
         return self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -122,25 +144,3 @@ class LanguageModel:
         if not token_ids:
             raise ModelError(f"The prompt {text!r} has no tokens under the tokenizer of {self.name!r}; give the question some text.")
         return token_ids
-
-
-def require_same_vocabulary(student: LanguageModel, teacher: LanguageModel) -> None:
-    """Refuse a pair whose tokenizers map tokens to ids differently.
-
-    Args:
-        student: The model that samples.
-        teacher: The model that scores the student's tokens.
-
-    Raises:
-        ModelError: If the token-to-id maps differ in any entry.
-    """
-    if student.token_to_id == teacher.token_to_id:
-        return
-    theirs = teacher.token_to_id
-    differing = [token for token, index in student.token_to_id.items() if theirs.get(token) != index]
-    differing += [token for token in theirs if token not in student.token_to_id]
-    raise ModelError(
-        f"The teacher {teacher.name!r} ({teacher.vocab_size} tokens) and the student {student.name!r} ({student.vocab_size} tokens) have "
-        f"different vocabularies: {len(differing)} tokens differ, for example {differing[0]!r}. Their probabilities cannot be compared "
-        "token by token. Choose a teacher of the student's own family (equal tokenizer), or the student itself shown a context."
-    )

@@ -79,6 +79,7 @@ def load_language_model(
     language_model = LanguageModel(
         model=model,
         tokenizer=tokenizer,
+        vocab_size=len(tokenizer),
         name=name_or_path,
         dtype=dtype,
         eos_token_ids=_eos_token_ids(model, tokenizer),
