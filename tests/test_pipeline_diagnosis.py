@@ -11,6 +11,7 @@ import pytest
 
 import opdscope
 from opdscope.errors import ConfigError, ModelError, OpdscopeError, RunDirectoryError
+from opdscope.pipeline import make_plan
 from opdscope.store import Run
 
 SMALL: dict[str, Any] = {
@@ -99,6 +100,21 @@ def test_a_run_that_failed_before_it_stored_anything_leaves_its_directory_free(t
     assert run.provenance()["models"]["student"]["name"].endswith("chain-student-weak")
 
 
+@pytest.mark.parametrize("world", ["embedded", "exact"])
+def test_a_plan_counts_what_the_diagnosis_spends_and_writes_nothing(world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ["student.model_name_or_path=exact:itself", "teachers.0.teacher_model_name_or_path=exact:good"]
+    overrides = [*changes, "task={kind: exact, num_questions: 4}"] if world == "exact" else []
+    plan = make_plan(SMALL, overrides=overrides)
+    samples = {stage.name: stage.num_samples for stage in plan.stages}
+    assert samples["rollouts"] == 4 * (6 + 3)
+    assert samples["screening"] == 4 * 6
+    assert samples["continuations"] == 4 * 2 * 3 * 8
+    assert plan.expected_seconds is not None
+    assert plan.expected_seconds > 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_rollouts_wrong_is_a_result(tmp_path: Path) -> None:
     run = opdscope.diagnose(SMALL, run_dir=tmp_path / "run", overrides=["rollouts.max_completion_length=2", "task.num_questions=2"])
     data = results(run)
@@ -121,6 +137,8 @@ def test_all_rollouts_wrong_is_a_result(tmp_path: Path) -> None:
         ("student.model_name_or_path=/no/such/model", ModelError, "no/such/model"),
         ("objectives=[reverse_lk]", ConfigError, "expected reverse_kl"),
         ("rollouts.num_demonstrations=0", ConfigError, "set it to 4 or more"),
+        ("task={kind: exact, lenght: 9}", ConfigError, "did you mean 'length'"),
+        ("teachers.0.teacher_model_name_or_path=exact:good", ModelError, "use task.kind: exact"),
         ("task={kind: jsonl, path: /no/such.jsonl}", OpdscopeError, "no/such.jsonl"),
     ],
 )

@@ -123,6 +123,11 @@ class Model(Protocol):
         ...
 
     @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, copies of the output head included."""
+        ...
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values that a token of a sampled row occupies."""
         ...

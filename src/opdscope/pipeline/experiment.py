@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from opdscope.config import Config, ExactTaskConfig, ModelConfig, PromptFormat, TeacherConfig
 from opdscope.contexts import fill
+from opdscope.errors import ModelError
 from opdscope.models.base import Model, Sample, SampleRequest, require_same_vocabulary
 from opdscope.models.exact import ReasoningWorld, load_exact
 from opdscope.models.packaged import resolve_model
@@ -149,6 +150,8 @@ def _load_model(config: Config, spec: ModelConfig | TeacherConfig, name: str) ->
     task = config.task
     if isinstance(task, ExactTaskConfig):
         return load_exact(name, ReasoningWorld(task.length, task.spacing, task.seed))
+    if name.startswith("exact:"):
+        raise ModelError(f"{name!r} lives in the exact world and cannot answer the questions of task {task.kind!r}; use task.kind: exact")
     from opdscope.models.transformers import load_language_model  # the exact world runs without torch
 
     return load_language_model(

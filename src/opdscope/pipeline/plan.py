@@ -9,11 +9,13 @@ import numpy as np
 
 from opdscope.config import Config, load_config
 from opdscope.contexts import fill
+from opdscope.core.nulls import tempered
 from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
 from opdscope.errors import RunDirectoryError
-from opdscope.models.base import Model, SampleRequest, ScoreRequest
+from opdscope.models.base import Model, Sample, SampleRequest, ScoreRequest
 from opdscope.pipeline.diagnosis import ConfigSource
 from opdscope.pipeline.experiment import distinct, load_models
+from opdscope.pipeline.scoring import Array, blocks
 from opdscope.store import open_run
 from opdscope.tasks import Task, load_task
 
@@ -139,32 +141,43 @@ def _longest_prompt(config: Config, task: Task, student: Model) -> tuple[int, ..
 def _probe(config: Config, student: Model, teachers: dict[str, Model], prompt: tuple[int, ...]) -> _Speeds:
     rows = min(_PROBE_ROWS, config.engine.max_rows)
     sampling: dict[int, float] = {}
+    drawn: dict[int, list[Sample]] = {}
     for model in distinct([student, *(teachers.values() if config.rollouts.teacher_rollouts else ())]):
         request = SampleRequest(prompt, len(prompt), (), tuple(range(rows)), _PROBE_TOKENS)
         sampler = model.sampler(rows)
         sampler.sample([request], config.rollouts.temperature)  # the first call warms up
         started = time.perf_counter()
-        drawn = sampler.sample([request], config.rollouts.temperature)
-        sampling[id(model)] = sum(len(sample.token_ids) for sample in drawn[0]) / (time.perf_counter() - started)
+        (drawn[id(model)],) = sampler.sample([request], config.rollouts.temperature)
+        sampling[id(model)] = sum(len(sample.token_ids) for sample in drawn[id(model)]) / (time.perf_counter() - started)
     speeds = {"student": sampling[id(student)]}
     speeds |= {name: sampling.get(id(model), sampling[id(student)]) for name, model in teachers.items()}
-    return _Speeds(speeds, _probe_scoring(config, student, teachers, prompt))
+    return _Speeds(speeds, _probe_scoring(config, student, teachers, prompt, drawn[id(student)]))
 
 
-def _probe_scoring(config: Config, student: Model, teachers: dict[str, Model], prompt: tuple[int, ...]) -> float:
-    response = (prompt * (_PROBE_ROWS // len(prompt) + 1))[:_PROBE_ROWS]
-    requests = [ScoreRequest(prompt, response, tuple(range(len(response))))] * 4
+def _probe_scoring(config: Config, student: Model, teachers: dict[str, Model], prompt: tuple[int, ...], samples: list[Sample]) -> float:
+    """Tokens a second, each read by student and teachers and reduced for every teacher, null and objective."""
+    requests = [ScoreRequest(prompt, sample.token_ids, tuple(range(len(sample.token_ids)))) for sample in samples]
+    temperature = config.rollouts.temperature
     started = time.perf_counter()
-    encoded = [model.scorer().encode(requests) for model in [student, *teachers.values()]]
-    rows = encoded[0].logprobs(0, len(response), config.rollouts.temperature)
-    own = StudentRows.of(rows)
-    taken = rows.argmax(-1)
-    for encoding in [*encoded[1:], encoded[0], encoded[0]]:  # the nulls cost a reduction each
-        others = encoding.logprobs(0, len(response), config.rollouts.temperature)
-        compare_rows(own, others)
+    own, *others = [model.scorer().encode(requests) for model in [student, *teachers.values()]]
+    for start in range(0, own.num_rows, config.engine.chunk_rows):
+        stop = min(start + config.engine.chunk_rows, own.num_rows)
+        rows = own.logprobs(start, stop, temperature)
+        for block in blocks(rows):
+            _reduce(config, rows[block], [tempered(rows[block], null) for null in config.nulls.temperatures.values()])
+        for encoding in others:
+            theirs = encoding.logprobs(start, stop, temperature)
+            for block in blocks(rows):
+                _reduce(config, rows[block], [theirs[block]])
+    return own.num_rows / (time.perf_counter() - started)
+
+
+def _reduce(config: Config, student_logprobs: Array, others: Sequence[Array]) -> None:
+    student, taken = StudentRows.of(student_logprobs), student_logprobs.argmax(-1)
+    for logprobs in others:
+        compare_rows(student, logprobs)
         for objective in config.objectives:
-            reduce_rows(own, others, taken, objective)
-    return len(response) * len(requests) / (time.perf_counter() - started)
+            reduce_rows(student, logprobs, taken, objective)
 
 
 def _expected_length(config: Config, run_dir: Path) -> tuple[float, str]:
@@ -180,7 +193,7 @@ def _expected_length(config: Config, run_dir: Path) -> tuple[float, str]:
 
 def _memory(config: Config, student: Model, teachers: dict[str, Model], prompt: int) -> tuple[float, str]:
     models = distinct([student, *teachers.values()])
-    weights = sum(model.num_parameters * (2 if model.dtype == "bfloat16" else 4) for model in models)
+    weights = sum(model.weight_bytes for model in models)
     cache = student.cache_bytes_per_token * (config.engine.max_rows * config.rollouts.max_completion_length + prompt)
     # student and teacher rows, their probabilities and about six intermediates of the same size
     chunk = 10 * 4 * config.engine.chunk_rows * student.vocab_size

@@ -48,13 +48,13 @@ class Chunk:
     teachers: Iterator[tuple[str, Array]]
     """Name and log-probabilities of each available teacher; made one at a time."""
 
-    @property
-    def blocks(self) -> list[slice]:
-        """The chunk's rows in pieces to compute with: small enough for the cache of a CPU core; all of them on another device."""
-        num_rows, vocab_size = self.student.shape
-        on_cpu = getattr(device(self.student), "type", "cpu") == "cpu"
-        size = max(1, _BLOCK_BYTES // (4 * vocab_size)) if on_cpu else num_rows
-        return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+def blocks(rows: Array) -> list[slice]:
+    """Full-vocabulary rows in pieces to compute with: small enough for the cache of a CPU core; all of them on another device."""
+    num_rows, vocab_size = rows.shape
+    on_cpu = getattr(device(rows), "type", "cpu") == "cpu"
+    size = max(1, _BLOCK_BYTES // (4 * vocab_size)) if on_cpu else num_rows
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 class Scores:
@@ -159,16 +159,16 @@ def _reduce_question(
             keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows), places)
 
     for chunk in scores.chunks(responses[0].question_id):
-        xp, blocks = array_namespace(chunk.student), chunk.blocks
-        students = [StudentRows.of(chunk.student[block]) for block in blocks]
+        xp, pieces = array_namespace(chunk.student), blocks(chunk.student)
+        students = [StudentRows.of(chunk.student[block]) for block in pieces]
         taken = xp.asarray(taken_ids[chunk.start : chunk.start + chunk.student.shape[0]], device=device(chunk.student))
-        places = [slice(chunk.start + block.start, chunk.start + block.stop) for block in blocks]
-        for block, place, student in zip(blocks, places, students, strict=True):
+        places = [slice(chunk.start + block.start, chunk.start + block.stop) for block in pieces]
+        for block, place, student in zip(pieces, places, students, strict=True):
             keep((), student, ("entropy", "collision"), place)
             for null, temperature in experiment.config.nulls.temperatures.items():
                 compare(student, taken[block], null, tempered(student.logprobs, temperature), place)
         for teacher, logprobs in chunk.teachers:
-            for block, place, student in zip(blocks, places, students, strict=True):
+            for block, place, student in zip(pieces, places, students, strict=True):
                 compare(student, taken[block], teacher, logprobs[block], place)
     bounds = np.cumsum([0, *(len(r.token_ids) for r in responses)])
     table_of = {0: "student_positions", 1: "teacher_positions", 2: "scores"}

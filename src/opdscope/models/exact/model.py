@@ -33,6 +33,7 @@ class ExactModel:
     dtype = "float64"
     revision = None
     num_parameters = 0
+    weight_bytes = 0
     cache_bytes_per_token = 0
     vocab_size = VOCAB_SIZE
     eos_token_ids = (RIGHT, WRONG)

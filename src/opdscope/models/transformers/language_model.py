@@ -61,6 +61,13 @@ class LanguageModel:
         return self._heads[dtype]
 
     @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights; upper estimate with a copy of the output head in the model's precision and one in float32."""
+        head = self.model.get_output_embeddings().weight.shape[1] * self.vocab_size
+        itemsize = DTYPES[self.dtype].itemsize
+        return self.num_parameters * itemsize + head * sum({itemsize, 4})
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values that a token of a sampled row occupies: float32, whatever the type of the model."""
         layout = self.model.config.get_text_config()

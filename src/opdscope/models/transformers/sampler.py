@@ -66,12 +66,8 @@ class TransformersSampler:
             Bytes: layers · kv_heads · 2 · head_dim · 4 · (num_trunks · trunk_tokens + max_rows · 2 · new_tokens) for keys and values in
             float32 (the 2 because buffers grow by doubling), and max_rows · vocab_size · 12 for one step's logits, probabilities and sums.
         """
-        config = self._language_model.model.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        per_token = config.num_hidden_layers * kv_heads * 2 * head_dim * 4
         tokens = num_trunks * trunk_tokens + self._max_rows * 2 * new_tokens
-        return per_token * tokens + self._max_rows * self._language_model.vocab_size * 12
+        return self._language_model.cache_bytes_per_token * tokens + self._max_rows * self._language_model.vocab_size * 12
 
 
 @dataclass

@@ -1,0 +1,33 @@
+"""One YAML file describes one diagnosis."""
+
+from opdscope.config.loading import load_config
+from opdscope.config.sections import (
+    CONTEXTS,
+    NULL_CONTEXTS,
+    Config,
+    EmbeddedTaskConfig,
+    ExactTaskConfig,
+    JsonlTaskConfig,
+    ModelConfig,
+    PromptFormat,
+    ReasoningGymTaskConfig,
+    TargetedConfig,
+    TaskConfig,
+    TeacherConfig,
+)
+
+__all__ = [
+    "CONTEXTS",
+    "NULL_CONTEXTS",
+    "Config",
+    "EmbeddedTaskConfig",
+    "ExactTaskConfig",
+    "JsonlTaskConfig",
+    "ModelConfig",
+    "PromptFormat",
+    "ReasoningGymTaskConfig",
+    "TargetedConfig",
+    "TaskConfig",
+    "TeacherConfig",
+    "load_config",
+]
