@@ -100,6 +100,13 @@ def test_a_run_that_failed_before_it_stored_anything_leaves_its_directory_free(t
     assert run.provenance()["models"]["student"]["name"].endswith("chain-student-weak")
 
 
+def test_a_directory_that_is_no_run_is_left_alone_even_if_it_holds_a_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: true")
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
+        opdscope.screen(SMALL, run_dir=tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "mine: true"
+
+
 @pytest.mark.parametrize("world", ["embedded", "exact"])
 def test_a_plan_counts_what_the_diagnosis_spends_and_writes_nothing(world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -181,7 +181,8 @@ def start_run(path: str | Path, config: Config) -> Run:
         RunDirectoryError: If the directory holds another configuration (the text lists what differs) or something else altogether.
     """
     directory = Path(path)
-    if (directory / _CONFIG).exists() and _holds_results(directory):
+    is_run = (directory / _CONFIG).is_file() and (directory / _PROVENANCE).is_file()
+    if is_run and _holds_results(directory):
         existing = open_run(directory)
         differences = _differences(existing.config.identity(), config.identity())
         if differences:
@@ -189,7 +190,7 @@ def start_run(path: str | Path, config: Config) -> Run:
                 f"{directory} holds a run of another configuration; what differs: {'; '.join(differences)}. "
                 "Use another directory (--run-dir), or the configuration that it was made with"
             )
-    elif directory.exists() and not (directory / _CONFIG).exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and not is_run and (not directory.is_dir() or any(directory.iterdir())):
         raise RunDirectoryError(f"{directory} exists and is not a run directory; use another one (--run-dir)")
     else:
         directory.mkdir(parents=True, exist_ok=True)
