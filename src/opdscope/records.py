@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the meaning or layout of a stored column changes."""
 
 
@@ -33,6 +33,15 @@ class Role(StrEnum):
     """Screening uses it, and paths are drawn from these."""
     DEMONSTRATION = "demonstration"
     """Source of solution contexts; never measured."""
+
+
+class NullKind(StrEnum):
+    """How a null teacher is made from the student."""
+
+    TEMPERED = "tempered"
+    """The student at another temperature."""
+    RANDOM_LOGITS = "random logits"
+    """The student with noise on its logits, drawn anew at every node."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "teacher_rollouts": _schema(
         question_id=pa.string(), teacher=pa.string(), rollout_index=pa.int32(), num_tokens=pa.int32(), outcome=pa.string()
     ),
+    # Teachers made from the student. `strength`: temperature, or scale of the noise; `matched_teacher`: whose mean entropy it has, or empty.
+    "nulls": _schema(teacher=pa.string(), kind=pa.string(), strength=pa.float64(), matched_teacher=pa.string()),
     # The student at every position of a measured rollout. Lists: one entry per response token; entropy in nats.
     "student_positions": _schema(question_id=pa.string(), rollout_index=pa.int32(), entropy=_FLOATS, collision=_FLOATS),
     # A teacher beside the student at every position. Lists: one entry per response token; divergences and entropy in nats.

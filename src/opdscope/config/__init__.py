@@ -4,6 +4,7 @@ from opdscope.config.loading import load_config
 from opdscope.config.sections import (
     CONTEXTS,
     NULL_CONTEXTS,
+    RANDOM_LOGITS,
     Config,
     EmbeddedTaskConfig,
     ExactTaskConfig,
@@ -14,11 +15,13 @@ from opdscope.config.sections import (
     TargetedConfig,
     TaskConfig,
     TeacherConfig,
+    same_entropy_name,
 )
 
 __all__ = [
     "CONTEXTS",
     "NULL_CONTEXTS",
+    "RANDOM_LOGITS",
     "Config",
     "EmbeddedTaskConfig",
     "ExactTaskConfig",
@@ -30,4 +33,5 @@ __all__ = [
     "TaskConfig",
     "TeacherConfig",
     "load_config",
+    "same_entropy_name",
 ]

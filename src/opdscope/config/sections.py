@@ -14,6 +14,15 @@ NULL_CONTEXTS = frozenset({"unrelated_solution"})
 """Contexts that carry the form of help and nothing about the question: teachers shown one are nulls."""
 
 
+RANDOM_LOGITS = "random logits"
+"""Name of the null teacher that pushes at random."""
+
+
+def same_entropy_name(teacher: str) -> str:
+    """Name of the null teacher that has a teacher's entropy and none of its knowledge."""
+    return f"{teacher}: its entropy"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +58,10 @@ class TeacherConfig(_Strict):
 
 
 class NullsConfig(_Strict):
-    """Teachers that know nothing about the question: the student at another temperature."""
+    """Teachers that know nothing about the question: the student at another temperature.
+
+    Besides these two, every diagnosis has the student at each real teacher's entropy, and random logits at their mean divergence.
+    """
 
     sharpened: float = Field(default=0.8, gt=0, lt=1)
     """Temperature of the sharpened student."""
@@ -224,6 +236,8 @@ class AnalysisConfig(_Strict):
     """Level of every interval."""
     num_draws: int = Field(default=400, ge=100)
     """Posterior draws a node."""
+    smallest_gain: float = Field(default=0.05, ge=0)
+    """Least gain over null, in success per unit step, that would be of use: a teacher whose interval lies below it does not help."""
 
 
 class Config(_Strict):
@@ -269,7 +283,7 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         names = [teacher.name for teacher in self.teachers]
-        taken = self.nulls.temperatures.keys() & set(names)
+        taken = {*self.nulls.temperatures, RANDOM_LOGITS, *map(same_entropy_name, names)} & set(names)
         if taken:
             raise ValueError(f"teachers: {sorted(taken)[0]!r} is the name of a null teacher; choose another name")
         if len(set(names)) != len(names):

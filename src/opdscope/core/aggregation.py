@@ -8,7 +8,7 @@ is a function of per-question sums, and its uncertainty comes from how these dif
 # pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -98,6 +98,55 @@ def clustered_statistic(
     left_out = np.array([statistic(total - row) for row in defined])
     error = float(np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean()) ** 2)))
     return _interval(value, error, count, confidence)
+
+
+def simultaneous_quantile(
+    values: Float[np.ndarray, "cluster test"], confidence: float, generator: np.random.Generator, num_draws: int = 10_000
+) -> float:
+    r"""How many standard errors each of several means must be wide, so that all their intervals hold together.
+
+    Args:
+        values: One column per mean, one row per question; NaN where a question says nothing about a mean.
+        confidence: Chance that every interval holds its truth, in (0, 1).
+        generator: Source of randomness.
+        num_draws: Draws that the quantile is taken from.
+
+    Returns:
+        Half-width in standard errors, between the single interval's and Bonferroni's; NaN if some mean has fewer than two questions.
+
+    Notes:
+        The quantile of :math:`\max_k |T_k|` with T multivariate Student, correlated as the columns are. Teachers are compared on the same
+        rollouts, so their differences go together, and Bonferroni would be wider than it has to be.
+
+    References:
+        Hothorn, Bretz and Westfall (2008), Simultaneous inference in general parametric models.
+
+    Example:
+        >>> column = np.random.default_rng(0).normal(size=(20, 1))
+        >>> same = simultaneous_quantile(np.repeat(column, 3, axis=1), 0.9, np.random.default_rng(1))
+        >>> bool(abs(same - 1.729) < 0.05)  # three copies of one mean are one mean: t with 19 degrees of freedom
+        True
+    """
+    present = ~np.isnan(values)
+    counts = present.sum(axis=0)
+    if len(counts) == 0 or counts.min() < 2:
+        return float("nan")
+    means = np.sum(np.where(present, values, 0.0), axis=0) / counts
+    residuals = np.where(present, values - means, 0.0)
+    size = np.sqrt(np.sum(residuals**2, axis=0))
+    # a column without spread has intervals of width zero and goes with no other
+    correlation = (residuals.T @ residuals) / np.where(size > 0, size, 1.0) / np.where(size > 0, size, 1.0)[:, None]
+    eigenvalues, vectors = np.linalg.eigh(correlation)
+    normal = generator.standard_normal((num_draws, len(counts))) @ (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))).T
+    freedom = int(counts.min()) - 1
+    student = normal / np.sqrt(generator.chisquare(freedom, size=(num_draws, 1)) / freedom)
+    return float(np.quantile(np.max(np.abs(student), axis=1), confidence))
+
+
+def simultaneous_interval(estimate: Estimate, width: float) -> Estimate:
+    """The estimate with an interval of `width` standard errors to either side, from :func:`simultaneous_quantile`."""
+    half = width * estimate.standard_error
+    return replace(estimate, low=estimate.value - half, high=estimate.value + half)
 
 
 def ratio(sums: Float[np.ndarray, "component"]) -> float:

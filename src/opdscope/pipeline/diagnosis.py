@@ -9,6 +9,7 @@ from opdscope.config import Config, load_config
 from opdscope.pipeline.continuations import sample_continuations
 from opdscope.pipeline.experiment import Experiment, describe_models, load_models
 from opdscope.pipeline.nodes import choose_nodes
+from opdscope.pipeline.nulls import match_nulls
 from opdscope.pipeline.rollouts import sample_rollouts, sample_teachers, store_questions
 from opdscope.pipeline.scoring import score_rollouts
 from opdscope.pipeline.teacher_contexts import store_contexts
@@ -81,6 +82,7 @@ def _screen(experiment: Experiment) -> None:
     sample_rollouts(experiment)
     store_contexts(experiment)
     sample_teachers(experiment)
+    match_nulls(experiment)
     score_rollouts(experiment)
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from opdscope.config import TargetedConfig
 from opdscope.core.divergences import entropy, kl_divergence, signal_of
 from opdscope.core.gradients import distillation_gradient
-from opdscope.core.nulls import tempered
 from opdscope.core.randomness import derive_seed, generator, uniforms
 from opdscope.core.sampling import (
     Candidates,
@@ -25,7 +24,8 @@ from opdscope.core.sampling import (
     systematic_sample,
 )
 from opdscope.pipeline.experiment import Experiment, unit_names
-from opdscope.pipeline.scoring import Response, Scores, teacher_prompts, to_numpy
+from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
+from opdscope.pipeline.scores import Response, Scores, teacher_prompts, to_numpy
 from opdscope.records import TAIL, Outcome, Role, to_table
 
 
@@ -49,7 +49,7 @@ def choose_nodes(experiment: Experiment) -> None:
     settings = experiment.config.targeted
     blocks = experiment.question_blocks(2 * settings.paths_per_outcome * settings.nodes_per_path)
     names = unit_names(len(blocks))
-    prompts = teacher_prompts(experiment)
+    prompts, nulls = teacher_prompts(experiment), null_teachers(experiment)
 
     def work(unit: int) -> int:
         paths = [path for index in blocks[unit] for path in reader.paths(experiment.questions[index].question_id)]
@@ -57,7 +57,8 @@ def choose_nodes(experiment: Experiment) -> None:
         if paths:
             scores = Scores(experiment, [path.response for path in paths], prompts)
             for question_id in dict.fromkeys(path.response.question_id for path in paths):
-                _measure_question(experiment, scores, [p for p in paths if p.response.question_id == question_id], tables)
+                own = [path for path in paths if path.response.question_id == question_id]
+                _measure_question(experiment, scores, own, nulls, tables)
         _settle_terminals(experiment, tables, {_node_id(p.response, t): (p.response, t) for p in paths for t in p.response.positions})
         for name in ("strata", "node_signals", "nodes"):  # the last one marks the unit as done
             experiment.run.write(name, names[unit], to_table(name, tables[name]))
@@ -104,14 +105,21 @@ class _PathReader:
         return chosen
 
 
-def _measure_question(experiment: Experiment, scores: Scores, paths: Sequence[Path], tables: dict[str, list[dict[str, Any]]]) -> None:
+def _measure_question(
+    experiment: Experiment,
+    scores: Scores,
+    paths: Sequence[Path],
+    nulls: Sequence[NullTeacher],
+    tables: dict[str, list[dict[str, Any]]],
+) -> None:
     places = [(path, position) for path in paths for position in path.response.positions]
     for chunk in scores.chunks(paths[0].response.question_id):
         student = to_numpy(chunk.student)
         # every teacher's rows at once, since candidates depend on all of them; float64 only row by row
         teachers = {name: to_numpy(rows) for name, rows in chunk.teachers}
-        for null, temperature in experiment.config.nulls.temperatures.items():
-            teachers[null] = tempered(student, temperature)
+        keys = [RowKey(p.response.question_id, p.response.rollout_index, t) for p, t in places[chunk.start :]]
+        for null in nulls:
+            teachers[null.name] = null.rows(student, keys)
         for row in range(len(student)):
             path, position = places[chunk.start + row]
             own = {name: _normalised(rows[row]) for name, rows in teachers.items()}

@@ -1,21 +1,22 @@
 """What a diagnosis will cost, before anything is spent: samples, tokens, time and memory."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from opdscope.config import Config, load_config
+from opdscope.config import NULL_CONTEXTS, Config, load_config
 from opdscope.contexts import fill
-from opdscope.core.nulls import tempered
 from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
 from opdscope.errors import RunDirectoryError
 from opdscope.models.base import Model, Sample, SampleRequest, ScoreRequest
 from opdscope.pipeline.diagnosis import ConfigSource
 from opdscope.pipeline.experiment import distinct, load_models
-from opdscope.pipeline.scoring import Array, blocks
+from opdscope.pipeline.nulls import NullTeacher, RowKey
+from opdscope.pipeline.scores import Array, blocks
+from opdscope.records import NullKind
 from opdscope.store import open_run
 from opdscope.tasks import Task, load_task
 
@@ -159,12 +160,16 @@ def _probe_scoring(config: Config, student: Model, teachers: dict[str, Model], p
     requests = [ScoreRequest(prompt, sample.token_ids, tuple(range(len(sample.token_ids)))) for sample in samples]
     temperature = config.rollouts.temperature
     started = time.perf_counter()
+    tempered = NullTeacher("", NullKind.TEMPERED, 0.8, 0)
+    real = sum(teacher.privileged_context not in NULL_CONTEXTS for teacher in config.teachers)
+    nulls = [tempered] * (len(config.nulls.temperatures) + real) + [NullTeacher("", NullKind.RANDOM_LOGITS, 0.5, 0)]
     own, *others = [model.scorer().encode(requests) for model in [student, *teachers.values()]]
     for start in range(0, own.num_rows, config.engine.chunk_rows):
         stop = min(start + config.engine.chunk_rows, own.num_rows)
         rows = own.logprobs(start, stop, temperature)
         for block in blocks(rows):
-            _reduce(config, rows[block], [tempered(rows[block], null) for null in config.nulls.temperatures.values()])
+            keys = [RowKey("", 0, position) for position in range(block.start, block.stop)]
+            _reduce(config, rows[block], (null.rows(rows[block], keys) for null in nulls))
         for encoding in others:
             theirs = encoding.logprobs(start, stop, temperature)
             for block in blocks(rows):
@@ -172,7 +177,7 @@ def _probe_scoring(config: Config, student: Model, teachers: dict[str, Model], p
     return own.num_rows / (time.perf_counter() - started)
 
 
-def _reduce(config: Config, student_logprobs: Array, others: Sequence[Array]) -> None:
+def _reduce(config: Config, student_logprobs: Array, others: Iterable[Array]) -> None:
     student, taken = StudentRows.of(student_logprobs), student_logprobs.argmax(-1)
     for logprobs in others:
         compare_rows(student, logprobs)

@@ -44,12 +44,10 @@ def _verdict(data: Mapping[str, Any]) -> Text:
 def _ranking(data: Mapping[str, Any]) -> Table:
     settings = data["settings"]
     level = f"{settings['confidence']:.0%}"
-    null = data["null"][settings["objective"]]
-    comparison = f"{null} student at the same KL" if null else "zero: no null gains anything"
     table = Table(
         title=f"Teachers by gain over null · {settings['objective']} · {level} intervals, clustered by question",
         caption="Natural gain: rise of the success rate per unit step along the objective, summed over a response. "
-        f"Null to beat: {comparison}.",
+        "Verdicts and distances from the first hold together.",
         title_justify="left",
         box=SIMPLE_HEAD,
         caption_justify="left",
@@ -59,25 +57,40 @@ def _ranking(data: Mapping[str, Any]) -> Table:
     table.add_column("gain over null", justify="right")
     table.add_column("", no_wrap=True)
     table.add_column("natural gain", justify="right")
+    table.add_column("null to beat")
     table.add_column("per √KL", justify="right")
     table.add_column("behind first", justify="right")
     table.add_column("verdict")
     table.add_column("questions", justify="right")
-    span = _span([teacher["gain_over_null"] for teacher in data["teachers"]])
-    for rank, teacher in enumerate(data["teachers"], start=1):
+    listed = _listed(data)
+    span = _span([teacher["gain_over_null"] for teacher in listed])
+    for rank, teacher in enumerate(listed, start=1):
         skipped = f" (−{teacher['num_questions_skipped']})" if teacher["num_questions_skipped"] else ""
         table.add_row(
             str(rank),
-            escape(teacher["name"]) + (" [dim](null)[/dim]" if teacher["null"] else ""),
+            escape(teacher["name"]) + (" [dim](null)[/dim]" if teacher["is_null"] else ""),
             _estimate(teacher["gain_over_null"]),
             _bar(teacher["gain_over_null"], span),
             _estimate(teacher["natural_gain"]),
+            _null(teacher["null_to_beat"]),
             _estimate(teacher["natural_gain_per_sqrt_kl"]),
             "—" if teacher["behind_first"] is None else _estimate(teacher["behind_first"]),
             _coloured(teacher["verdict"]),
             f"{teacher['natural_gain']['num_clusters']}{skipped}",
         )
     return table
+
+
+def _listed(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All teachers but the nulls at one teacher's entropy, which are seen where they are the null to beat."""
+    matched = {null["teacher"] for null in data["nulls"] if null["matched_teacher"]}
+    return [teacher for teacher in data["teachers"] if teacher["name"] not in matched]
+
+
+def _null(null: Mapping[str, Any]) -> str:
+    if null["name"] is None:
+        return "[dim]doing nothing[/dim]"
+    return f"{escape(null['name'])} {_estimate({**null['natural_gain'], 'low': None}).split(' ')[0]}"
 
 
 def _splits(data: Mapping[str, Any]) -> list[Table]:
@@ -103,7 +116,7 @@ def _split(data: Mapping[str, Any], title: str, caption: str, columns: Mapping[s
     table.add_column("teacher")
     for column in columns:
         table.add_column(column, justify="right", min_width=20)
-    for teacher in data["teachers"]:
+    for teacher in _listed(data):
         if teacher["targeted"] is not None:
             cells = (_estimate(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
             table.add_row(escape(teacher["name"]), *cells)
@@ -122,7 +135,7 @@ def _rivals(data: Mapping[str, Any]) -> Table:
     table.add_column("teacher")
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for teacher in data["teachers"]:
+    for teacher in _listed(data):
         table.add_row(escape(teacher["name"]), *(_number(teacher["rivals"].get(name), 4) for name in names))
     table.add_section()
     table.add_row("rank correlation", *(_number(data["rival_rank_correlations"].get(name), 2) for name in names))

@@ -13,13 +13,13 @@ from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, rank_correlations
 from opdscope.summary.teachers import (
-    NULLS,
     QuestionGains,
-    choose_null,
     gain_per_push,
     measured_rollouts,
+    null_of,
     outcome_values,
     screen_questions,
     summarize_targeted,
@@ -34,7 +34,7 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), nulls, targeted, rivals, spent, settings; and times, which alone may differ between runs."""
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, rivals, spent, settings; and times, which alone may differ between runs."""
 
     def to_json(self) -> str:
         """The data as JSON text, keys in a fixed order."""
@@ -61,14 +61,14 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         posterior = node_posterior(nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
-        _add_targeted(teachers, measures, nodes, posterior, config)
-    ranked = sorted(teachers, key=_rank_key)
-    _add_differences(ranked, screening, config)
+        _add_targeted(teachers, measures, screening, nodes, posterior, config)
+    ranked = rank(teachers, screening, config)
     data = {
-        "verdict": _verdict(ranked, student),
+        "verdict": verdict(ranked, student),
         "student": student,
         "teachers": ranked,
-        "null": _null(screening, config),
+        "comparisons": compare(ranked, screening, config),
+        "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": _spent(tables),
@@ -107,7 +107,8 @@ def _teachers(tables: Mapping[str, pa.Table], config: Config, screening: Mapping
     gaps = accuracy_gaps(tables, config)
     contexts = tables["contexts"].select(["teacher", "available", "reason"]).to_pylist()
     found: list[dict[str, Any]] = []
-    configured: dict[str, TeacherConfig | None] = {**{t.name: t for t in config.teachers}, **dict.fromkeys(NULLS)}
+    nulls = [row["teacher"] for row in tables["nulls"].to_pylist()]
+    configured: dict[str, TeacherConfig | None] = {**{t.name: t for t in config.teachers}, **dict.fromkeys(nulls)}
     for name, teacher in configured.items():
         if (name, config.objectives[0]) not in screening:
             continue
@@ -119,7 +120,7 @@ def _teachers(tables: Mapping[str, pa.Table], config: Config, screening: Mapping
         found.append(
             {
                 "name": name,
-                "null": teacher is None or teacher.privileged_context in NULL_CONTEXTS,
+                "is_null": teacher is None or teacher.privileged_context in NULL_CONTEXTS,
                 "model": "student" if teacher is None or teacher.teacher_model_name_or_path is None else teacher.teacher_model_name_or_path,
                 "context": "plain" if teacher is None else teacher.privileged_context,
                 "num_questions_skipped": len(skipped),
@@ -134,65 +135,38 @@ def _teachers(tables: Mapping[str, pa.Table], config: Config, screening: Mapping
 
 
 def _objective(screening: Mapping[tuple[str, str], QuestionGains], name: str, objective: str, config: Config) -> dict[str, Any]:
-    own = screening[name, objective]
+    own, null = screening[name, objective], null_of(screening, name, objective, config)
     level = config.analysis.confidence
-    null = choose_null(screening, objective)
-    expected, factor = null.beside(own)
-    natural = clustered_mean(own.natural_gain, level)
-    over_null = clustered_mean(own.natural_gain - expected, level)
-    # a null that defines the comparison has nothing over itself, by construction and not by measurement
-    itself = name == null.name
     return {
-        "natural_gain": natural,
-        "gain_over_null": over_null,
+        "natural_gain": clustered_mean(own.natural_gain, level),
+        "gain_over_null": clustered_mean(own.natural_gain - null.natural_gain, level),
         "gain": clustered_mean(own.gain, level),
         "natural_gain_per_sqrt_kl": gain_per_push(own, level),
-        "null_factor": factor,
-        "verdict": "null" if itself else _teacher_verdict(natural.low, natural.high, over_null.low, over_null.high, null.name),
+        "null_to_beat": {"name": null.name, "factor": null.factor, "natural_gain": clustered_mean(null.natural_gain, level)},
     }
 
 
-def _teacher_verdict(low: float, high: float, over_low: float, over_high: float, null: str | None) -> str:
-    if high < 0:
-        return "harms"
-    if low > 0 and over_low > 0:
-        return "helps"
-    if low > 0 and null is not None:
-        return f"{null} does as well" if over_high >= 0 else f"{null} does better"
-    return "undecided"
-
-
 def _add_targeted(
-    teachers: Sequence[dict[str, Any]], measures: Sequence[NodeMeasures], nodes: NodeArrays, posterior: Posterior, config: Config
+    teachers: Sequence[dict[str, Any]],
+    measures: Sequence[NodeMeasures],
+    screening: Mapping[tuple[str, str], QuestionGains],
+    nodes: NodeArrays,
+    posterior: Posterior,
+    config: Config,
 ) -> None:
     by_key = {(m.teacher, m.objective): m for m in measures}
     for teacher in teachers:
         for objective, numbers in teacher["objectives"].items():
             own = by_key.get((teacher["name"], objective))
             if own is not None:
-                numbers["targeted"] = {paths: summarize_targeted(own, nodes, posterior, paths, config) for paths in PATHS}
+                choice = null_of(screening, teacher["name"], objective, config)
+                null = np.zeros(len(nodes.rows))
+                if choice.name is not None:
+                    other = by_key[choice.name, objective]
+                    null[other.index] = choice.factor * other.natural_gain[:, 0]
+                numbers["targeted"] = {paths: summarize_targeted(own, null[own.index], nodes, posterior, paths, config) for paths in PATHS}
                 numbers["teacher_mass_outside"] = _weighted(own.tail_prob, [nodes.rows[i] for i in own.index])
         teacher["targeted"] = teacher["objectives"][config.objectives[0]].get("targeted")
-
-
-def _add_differences(ranked: Sequence[dict[str, Any]], screening: Mapping[tuple[str, str], QuestionGains], config: Config) -> None:
-    """To each teacher the paired difference of the first real one's gain over null and its own, on the questions that both have."""
-    objective = config.objectives[0]
-    null = choose_null(screening, objective)
-    over: dict[str, np.ndarray] = {}
-    for teacher in ranked:
-        own = screening[teacher["name"], objective]
-        over[teacher["name"]] = own.natural_gain - null.beside(own)[0]
-    first = next(teacher["name"] for teacher in [*ranked] if not teacher["null"]) if any(not t["null"] for t in ranked) else None
-    for teacher in ranked:
-        difference = (
-            None if first in (None, teacher["name"]) else clustered_mean(over[first] - over[teacher["name"]], config.analysis.confidence)
-        )
-        teacher["behind_first"] = difference
-
-
-def _null(screening: Mapping[tuple[str, str], QuestionGains], config: Config) -> dict[str, Any]:
-    return {objective: choose_null(screening, objective).name for objective in config.objectives}
 
 
 def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures]) -> dict[str, Any]:
@@ -221,8 +195,9 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, int]:
     teachers = [row["num_tokens"] for row in tables["teacher_rollouts"].select(["num_tokens"]).to_pylist()]
     measured = [len(row["token_ids"]) for row in rollouts if row["role"] == Role.MEASURED]
     lengths = [len(row["token_ids"]) for row in rollouts]
+    nulls = set(tables["nulls"]["teacher"].to_pylist())
     scored = sum(
-        len(row["entropy"]) for row in tables["teacher_positions"].select(["teacher", "entropy"]).to_pylist() if row["teacher"] not in NULLS
+        len(row["entropy"]) for row in tables["teacher_positions"].select(["teacher", "entropy"]).to_pylist() if row["teacher"] not in nulls
     )
     return {
         "rollouts": len(lengths),
@@ -240,40 +215,6 @@ def _times(times: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for entry in times:
         seconds[entry["stage"]] = round(seconds.get(entry["stage"], 0.0) + entry["seconds"], 3)
     return seconds
-
-
-def _verdict(ranked: Sequence[Mapping[str, Any]], student: Mapping[str, Any]) -> dict[str, str]:
-    outcomes = student["outcomes"]
-    right, wrong = outcomes["correct"], outcomes["incorrect"] + outcomes["truncated"]
-    if right + wrong == 0:
-        return {"kind": "nothing to measure", "text": "There is nothing to measure: no response could be verified."}
-    if right == 0 or wrong == 0:
-        kind, remedy = ("right", "harder") if wrong == 0 else ("wrong", "easier")
-        text = f"There is nothing to measure: all {right + wrong} verified rollouts are {kind}. Choose {remedy} questions."
-        return {"kind": "nothing to measure", "text": text}
-    helping = [teacher for teacher in ranked if teacher["verdict"] == "helps" and not teacher["null"]]
-    if helping:
-        first = helping[0]
-        real = [teacher for teacher in ranked if not teacher["null"] and teacher is not first]
-        rivals = [t["name"] for t in real if t["behind_first"] is not None and not t["behind_first"].low > 0]
-        tie = f"; not told apart from it: {', '.join(rivals)}" if rivals else ""
-        return {"kind": "helps", "text": f"{first['name']} helps most, beyond what a teacher that knows nothing would{tie}."}
-    beaten = [t for t in ranked if not t["null"] and (t["verdict"].endswith("does as well") or t["verdict"].endswith("does better"))]
-    if beaten:
-        null = beaten[0]["verdict"].split(" ")[0]
-        word = {"sharpened": "sharpening", "flattened": "flattening"}[null]
-        return {"kind": "null", "text": f"No teacher is shown to beat its null: {word} the student would do."}
-    if all(teacher["verdict"] == "harms" for teacher in ranked if not teacher["null"]):
-        return {"kind": "no teacher helps", "text": "No teacher helps here: every one lowers the chance of success."}
-    return {
-        "kind": "undecided",
-        "text": "No teacher is shown to help here; the intervals still reach zero. More rollouts would narrow them.",
-    }
-
-
-def _rank_key(teacher: Mapping[str, Any]) -> tuple[bool, float]:
-    value = teacher["gain_over_null"].value
-    return math.isnan(value), -value
 
 
 def _plain(value: Any) -> Any:

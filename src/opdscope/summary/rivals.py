@@ -53,7 +53,7 @@ def accuracy_gaps(tables: Mapping[str, pa.Table], config: Config) -> dict[str, E
 
 def rank_correlations(teachers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Spearman correlation, over the real teachers, of each rival with the natural gain; None with fewer than four teachers or without spread."""
-    real = [teacher for teacher in teachers if not teacher["null"]]
+    real = [teacher for teacher in teachers if not teacher["is_null"]]
     names = list(dict.fromkeys(name for teacher in real for name in teacher["rivals"]))
     result: dict[str, float | None] = {}
     for name in names:

@@ -8,14 +8,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from opdscope.config import Config
+from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
 from opdscope.core.screening import screening_gain, teacher_pushes
 from opdscope.records import Outcome, Role
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
-
-NULLS = ("sharpened", "flattened")
-"""The student's own null teachers, by name."""
 
 
 @dataclass(frozen=True)
@@ -72,42 +69,40 @@ def screen_questions(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], Qu
 
 
 @dataclass(frozen=True)
-class NullChoice:
-    """What can be had without knowing anything: the best of doing nothing, sharpening and flattening, at a given size of the push."""
+class NullGain:
+    """What a teacher has to beat: the best that can be had at its size of the push, or at its entropy, without knowing anything."""
 
     name: str | None
-    """`sharpened`, `flattened`, or None where neither has a positive gain: then the comparison is with zero."""
-    gains: QuestionGains | None
-    """Its screening gains."""
-
-    def beside(self, teacher: QuestionGains) -> tuple[Float[np.ndarray, "question"], float]:
-        """The null's natural gain per question at the teacher's size of the push, and the factor that it was scaled by.
-
-        A null's gain is linear in its signal and its size grows as √KL, so the factor √(KL_teacher / KL_null) makes it push as hard.
-        """
-        if self.gains is None:
-            return np.where(np.isnan(teacher.natural_gain), np.nan, 0.0), 0.0
-        common = ~np.isnan(teacher.natural_gain) & ~np.isnan(self.gains.natural_gain)
-        own, null = (
-            np.mean(teacher.reverse_kl[common]) if common.any() else 0.0,
-            np.mean(self.gains.reverse_kl[common]) if common.any() else 0.0,
-        )
-        factor = float(np.sqrt(own / null)) if null > 0 else 0.0
-        return np.where(common, factor * self.gains.natural_gain, np.nan), factor
+    """The null teacher; None where none has a positive gain: then the comparison is with doing nothing."""
+    factor: float
+    """What its signal is scaled by."""
+    natural_gain: Float[np.ndarray, "question"]
+    """Its scaled natural gain per question; NaN where the teacher has none."""
 
 
-def choose_null(screening: Mapping[tuple[str, str], QuestionGains], objective: str) -> NullChoice:
-    """The null that every teacher has to beat, chosen by pooled gain per √KL; choosing the better one can only make the test harder."""
-    best, chosen = 0.0, NullChoice(None, None)
-    for name in NULLS:
-        gains = screening.get((name, objective))
-        if gains is None or np.isnan(gains.natural_gain).all():
+def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, objective: str, config: Config) -> NullGain:
+    """The null that a teacher has to beat, by pooled gain; choosing the best one can only make the test harder.
+
+    The student at fixed temperatures pushes as hard as the teacher does: a gain is linear in its signal and the signal's size grows as √KL,
+    so its gain is scaled by √(KL of the teacher / KL of the null). The student at the teacher's own entropy is taken as it is.
+    """
+    own = screening[teacher, objective]
+    best, pooled = NullGain(None, 0.0, np.where(np.isnan(own.natural_gain), np.nan, 0.0)), 0.0
+    for name in (*config.nulls.temperatures, same_entropy_name(teacher)):
+        null = screening.get((name, objective))
+        if null is None:
             continue
-        size = float(np.sqrt(np.nanmean(gains.reverse_kl)))
-        rate = float(np.nanmean(gains.natural_gain)) / size if size > 0 else 0.0
-        if rate > best:
-            best, chosen = rate, NullChoice(name, gains)
-    return chosen
+        common = ~np.isnan(own.natural_gain) & ~np.isnan(null.natural_gain)
+        size = float(np.mean(null.reverse_kl[common])) if common.any() else 0.0
+        if size <= 0:
+            continue
+        matched = name not in config.nulls.temperatures
+        # a teacher equal to the student has a divergence of plus or minus rounding
+        factor = 1.0 if matched else float(np.sqrt(max(np.mean(own.reverse_kl[common]), 0.0) / size))
+        gains = np.where(common, factor * null.natural_gain, np.nan)
+        if np.nanmean(gains) > pooled:
+            best, pooled = NullGain(name, factor, gains), float(np.nanmean(gains))
+    return best
 
 
 def gain_per_push(gains: QuestionGains, confidence: float) -> Estimate:
@@ -122,6 +117,8 @@ class Targeted:
 
     natural_gain: Estimate
     """Natural gain summed over a response; the same quantity as screening's where all paths are taken."""
+    gain_over_null: Estimate
+    """The same, minus that of the null which screening says the teacher has to beat."""
     gain: Estimate
     """Euclidean gain summed over a response."""
     advantage: Estimate
@@ -136,11 +133,19 @@ class Targeted:
     """Of these, nodes whose cosine is undefined."""
 
 
-def summarize_targeted(measures: NodeMeasures, nodes: NodeArrays, posterior: Posterior, paths: str, config: Config) -> Targeted:
+def summarize_targeted(
+    measures: NodeMeasures,
+    null: Float[np.ndarray, "node"],
+    nodes: NodeArrays,
+    posterior: Posterior,
+    paths: str,
+    config: Config,
+) -> Targeted:
     """Weighted by inverse inclusion probability, clustered by question.
 
     Args:
         measures: The teacher's numbers at its nodes.
+        null: Natural gain, at the same nodes, of the null that the teacher has to beat.
         nodes: All nodes.
         posterior: Success at all nodes.
         paths: `all`, `correct` or `incorrect`: the outcome of the path that a node lies on. The numbers themselves come from fresh continuations.
@@ -167,6 +172,7 @@ def summarize_targeted(measures: NodeMeasures, nodes: NodeArrays, posterior: Pos
     score, advantage, gains = measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0]
     return Targeted(
         natural_gain=total(measures.natural_gain[:, 0]),
+        gain_over_null=total(measures.natural_gain[:, 0] - null),
         gain=total(gains),
         advantage=statistic([advantage, np.ones_like(advantage)], ratio),
         mean_score=statistic([score, np.where(np.isnan(score), np.nan, 1.0)], ratio),

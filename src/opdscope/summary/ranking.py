@@ -1,0 +1,116 @@
+"""Which teacher comes first, which are told apart, and what is said of each: decisions that hold together, however many teachers there are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from opdscope.config import Config
+from opdscope.core.aggregation import Estimate, clustered_mean, simultaneous_interval, simultaneous_quantile
+from opdscope.core.randomness import generator
+from opdscope.summary.teachers import QuestionGains, null_of
+
+Screening = Mapping[tuple[str, str], QuestionGains]
+
+
+def rank(teachers: Sequence[Mapping[str, Any]], screening: Screening, config: Config) -> list[dict[str, Any]]:
+    """The teachers by gain over null for the first objective, undefined ones last, each with its verdict and its distance from the first."""
+    ranked = sorted((dict(teacher) for teacher in teachers), key=_rank_key)
+    for objective in config.objectives:
+        for name, word in _verdicts(ranked, screening, objective, config).items():
+            next(teacher for teacher in ranked if teacher["name"] == name)["objectives"][objective]["verdict"] = word
+    differences = {(d["first"], d["second"]): d["difference"] for d in compare(ranked, screening, config)}
+    first = next((teacher["name"] for teacher in ranked if not teacher["is_null"]), None)
+    for teacher in ranked:
+        teacher["verdict"] = teacher["objectives"][config.objectives[0]]["verdict"]
+        teacher["behind_first"] = differences.get((first, teacher["name"]))
+    return ranked
+
+
+def compare(ranked: Sequence[Mapping[str, Any]], screening: Screening, config: Config) -> list[dict[str, Any]]:
+    """Every two real teachers, the one that is ahead first: the paired difference of their gains over null on the questions that both have.
+
+    All intervals hold together at the configured confidence. `decided` is true where the interval excludes zero.
+    """
+    objective = config.objectives[0]
+    names = [teacher["name"] for teacher in ranked if not teacher["is_null"]]
+    over = {name: _over_null(screening, name, objective, config) for name in names}
+    pairs = list(combinations(names, 2))
+    if not pairs:
+        return []
+    values = np.stack([over[first] - over[second] for first, second in pairs], axis=-1)
+    width = simultaneous_quantile(values, config.analysis.confidence, generator(config.seed, "comparisons"))
+    found: list[dict[str, Any]] = []
+    for (first, second), column in zip(pairs, values.T, strict=True):
+        difference = simultaneous_interval(clustered_mean(column, config.analysis.confidence), width)
+        decided = difference.low > 0 or difference.high < 0
+        found.append({"first": first, "second": second, "difference": difference, "decided": decided})
+    return found
+
+
+def _verdicts(teachers: Sequence[Mapping[str, Any]], screening: Screening, objective: str, config: Config) -> dict[str, str]:
+    """What can be said of each teacher; that on all real teachers holds together at the configured confidence."""
+    real = [teacher["name"] for teacher in teachers if not teacher["is_null"]]
+    words = {teacher["name"]: "null" for teacher in teachers}
+    if not real:
+        return words
+    columns = [screening[name, objective].natural_gain for name in real]
+    columns += [_over_null(screening, name, objective, config) for name in real]
+    source = generator(config.seed, "verdicts", objective)
+    width = simultaneous_quantile(np.stack(columns, axis=-1), config.analysis.confidence, source)
+    for teacher in teachers:
+        if teacher["name"] in real:
+            numbers = teacher["objectives"][objective]
+            gain, over_null = (simultaneous_interval(numbers[key], width) for key in ("natural_gain", "gain_over_null"))
+            words[teacher["name"]] = _word(gain, over_null, numbers["null_to_beat"]["name"], config.analysis.smallest_gain)
+    return words
+
+
+def _word(gain: Estimate, over_null: Estimate, null: str | None, smallest: float) -> str:
+    if gain.high < 0:
+        return "harms"
+    if gain.low > 0 and over_null.low > 0 and over_null.high >= smallest:
+        return "helps"
+    if over_null.high < smallest and null is not None and gain.low > 0:
+        return "null does better" if over_null.high < 0 else "null does as well"
+    if over_null.high < smallest:
+        return "does not help"
+    return "null not beaten" if null is not None and gain.low > 0 else "undecided"
+
+
+def _over_null(screening: Screening, name: str, objective: str, config: Config) -> np.ndarray:
+    return screening[name, objective].natural_gain - null_of(screening, name, objective, config).natural_gain
+
+
+def _rank_key(teacher: Mapping[str, Any]) -> tuple[bool, float]:
+    value = teacher["gain_over_null"].value
+    return math.isnan(value), -value
+
+
+def verdict(ranked: Sequence[Mapping[str, Any]], student: Mapping[str, Any]) -> dict[str, str]:
+    """The headline of a run, as a kind and a sentence."""
+    outcomes = student["outcomes"]
+    right, wrong = outcomes["correct"], outcomes["incorrect"] + outcomes["truncated"]
+    if right + wrong == 0:
+        return {"kind": "nothing to measure", "text": "There is nothing to measure: no response could be verified."}
+    if right == 0 or wrong == 0:
+        kind, remedy = ("right", "harder") if wrong == 0 else ("wrong", "easier")
+        text = f"There is nothing to measure: all {right + wrong} verified rollouts are {kind}. Choose {remedy} questions."
+        return {"kind": "nothing to measure", "text": text}
+    real = [teacher for teacher in ranked if not teacher["is_null"]]
+    helping = [teacher for teacher in real if teacher["verdict"] == "helps"]
+    if helping:
+        first = helping[0]
+        rivals = [t["name"] for t in real if t is not first and not (t["behind_first"] is not None and t["behind_first"].low > 0)]
+        tie = f"; not told apart from it: {', '.join(rivals)}" if rivals else ""
+        return {"kind": "helps", "text": f"{first['name']} helps most, beyond what a teacher that knows nothing would{tie}."}
+    if any(teacher["verdict"].startswith("null ") for teacher in real):
+        return {"kind": "null", "text": "No teacher is shown to beat its null: sharpening or flattening the student would do."}
+    if all(teacher["verdict"] in ("harms", "does not help") for teacher in real):
+        return {"kind": "no teacher helps", "text": "No teacher helps here: none raises the chance of success beyond its null."}
+    return {
+        "kind": "undecided",
+        "text": "No teacher is shown to help here; the intervals still reach zero. More rollouts would narrow them.",
+    }
