@@ -34,7 +34,9 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, rivals, spent, settings; and times, which alone may differ between runs."""
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, rivals, spent, settings; and times.
+
+    Only times may differ between runs of one configuration."""
 
     def to_json(self) -> str:
         """The data as JSON text, keys in a fixed order."""
@@ -67,7 +69,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "verdict": verdict(ranked, student),
         "student": student,
         "teachers": ranked,
-        "comparisons": compare(ranked, screening, config),
+        "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], screening, config),
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
         "rival_rank_correlations": rank_correlations(ranked),

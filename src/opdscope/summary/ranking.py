@@ -18,24 +18,24 @@ Screening = Mapping[tuple[str, str], QuestionGains]
 def rank(teachers: Sequence[Mapping[str, Any]], screening: Screening, config: Config) -> list[dict[str, Any]]:
     """The teachers by gain over null for the first objective, undefined ones last, each with its verdict and its distance from the first."""
     ranked = sorted((dict(teacher) for teacher in teachers), key=_rank_key)
+    real = [teacher["name"] for teacher in ranked if not teacher["is_null"]]
+    differences = {(d["first"], d["second"]): d["difference"] for d in compare(real, screening, config)}
     for objective in config.objectives:
-        for name, word in _verdicts(ranked, screening, objective, config).items():
-            next(teacher for teacher in ranked if teacher["name"] == name)["objectives"][objective]["verdict"] = word
-    differences = {(d["first"], d["second"]): d["difference"] for d in compare(ranked, screening, config)}
-    first = next((teacher["name"] for teacher in ranked if not teacher["is_null"]), None)
+        words = verdicts(real, screening, objective, config)
+        for teacher in ranked:
+            teacher["objectives"][objective]["verdict"] = words.get(teacher["name"], "null")
     for teacher in ranked:
         teacher["verdict"] = teacher["objectives"][config.objectives[0]]["verdict"]
-        teacher["behind_first"] = differences.get((first, teacher["name"]))
+        teacher["behind_first"] = differences.get((real[0], teacher["name"])) if real else None
     return ranked
 
 
-def compare(ranked: Sequence[Mapping[str, Any]], screening: Screening, config: Config) -> list[dict[str, Any]]:
-    """Every two real teachers, the one that is ahead first: the paired difference of their gains over null on the questions that both have.
+def compare(names: Sequence[str], screening: Screening, config: Config) -> list[dict[str, Any]]:
+    """Every two of these teachers in order: the paired difference of their gains over null, on the questions that both have.
 
     All intervals hold together at the configured confidence. `decided` is true where the interval excludes zero.
     """
     objective = config.objectives[0]
-    names = [teacher["name"] for teacher in ranked if not teacher["is_null"]]
     over = {name: _over_null(screening, name, objective, config) for name in names}
     pairs = list(combinations(names, 2))
     if not pairs:
@@ -50,34 +50,38 @@ def compare(ranked: Sequence[Mapping[str, Any]], screening: Screening, config: C
     return found
 
 
-def _verdicts(teachers: Sequence[Mapping[str, Any]], screening: Screening, objective: str, config: Config) -> dict[str, str]:
-    """What can be said of each teacher; that on all real teachers holds together at the configured confidence."""
-    real = [teacher["name"] for teacher in teachers if not teacher["is_null"]]
-    words = {teacher["name"]: "null" for teacher in teachers}
-    if not real:
-        return words
-    columns = [screening[name, objective].natural_gain for name in real]
-    columns += [_over_null(screening, name, objective, config) for name in real]
-    source = generator(config.seed, "verdicts", objective)
-    width = simultaneous_quantile(np.stack(columns, axis=-1), config.analysis.confidence, source)
-    for teacher in teachers:
-        if teacher["name"] in real:
-            numbers = teacher["objectives"][objective]
-            gain, over_null = (simultaneous_interval(numbers[key], width) for key in ("natural_gain", "gain_over_null"))
-            words[teacher["name"]] = _word(gain, over_null, numbers["null_to_beat"]["name"], config.analysis.smallest_gain)
+def verdicts(names: Sequence[str], screening: Screening, objective: str, config: Config) -> dict[str, str]:
+    """What can be said of each of these teachers; the verdicts hold together at the configured confidence.
+
+    Returns:
+        `helps`: gains, also beyond its null. `harms`: lowers success. `null does better`, `null does as well`: gains, but no more than
+        could be had without it. `null not beaten`: gains, and may or may not gain more than its null. `does not help`: gains less than
+        `analysis.smallest_gain` beyond its null. `undecided`: more rollouts are needed.
+    """
+    if not names:
+        return {}
+    level = config.analysis.confidence
+    gains = [screening[name, objective].natural_gain for name in names]
+    over = [_over_null(screening, name, objective, config) for name in names]
+    width = simultaneous_quantile(np.stack([*gains, *over], axis=-1), level, generator(config.seed, "verdicts", objective))
+    words: dict[str, str] = {}
+    for name, own, beyond in zip(names, gains, over, strict=True):
+        gain, over_null = (simultaneous_interval(clustered_mean(values, level), width) for values in (own, beyond))
+        null = null_of(screening, name, objective, config).name
+        words[name] = _word(gain, over_null, null is not None, config.analysis.smallest_gain)
     return words
 
 
-def _word(gain: Estimate, over_null: Estimate, null: str | None, smallest: float) -> str:
+def _word(gain: Estimate, over_null: Estimate, has_null: bool, smallest: float) -> str:
     if gain.high < 0:
         return "harms"
     if gain.low > 0 and over_null.low > 0 and over_null.high >= smallest:
         return "helps"
-    if over_null.high < smallest and null is not None and gain.low > 0:
+    if over_null.high < smallest and has_null and gain.low > 0:
         return "null does better" if over_null.high < 0 else "null does as well"
     if over_null.high < smallest:
         return "does not help"
-    return "null not beaten" if null is not None and gain.low > 0 else "undecided"
+    return "null not beaten" if has_null and gain.low > 0 else "undecided"
 
 
 def _over_null(screening: Screening, name: str, objective: str, config: Config) -> np.ndarray:
