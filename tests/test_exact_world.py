@@ -14,7 +14,8 @@ from opdscope.core.screening import StudentRows, reduce_rows, screening_gain, te
 from opdscope.errors import ModelError
 from opdscope.models.base import SampleRequest, ScoreRequest
 from opdscope.models.exact import TEACHERS, ExactModel, ReasoningWorld, load_exact
-from opdscope.models.exact.world import IN_ERROR, RIGHT, SOUND, STEP
+from opdscope.models.exact.reasoning import IN_ERROR, SOUND, STEP
+from opdscope.models.exact.world import RIGHT
 
 WORLD = ReasoningWorld(length=24, spacing=4, seed=3)
 

@@ -122,7 +122,7 @@ class JsonlTaskConfig(_Strict):
 
 
 class ExactTaskConfig(_Strict):
-    """A world of reasoning chains in which success and gains are known: for checking estimators, and for learning what they can do.
+    """A world in which success and gains are known: for checking estimators, and for learning what they can do.
 
     Its models are `exact:itself` (the student), `exact:good`, `exact:fair`, `exact:weak`, `exact:harmful`, `exact:stylistic`,
     `exact:random`, `exact:sharpened` and `exact:flattened`.
@@ -130,14 +130,28 @@ class ExactTaskConfig(_Strict):
 
     kind: Literal["exact"]
     """Fixed."""
+    world: Literal["reasoning", "tree"] = "reasoning"
+    """reasoning: long chains that are sound or in error; tree: short responses, where every prefix has a student and a success of its own."""
     num_questions: int = Field(default=32, ge=1)
     """How many questions."""
     length: int = Field(default=60, ge=1)
-    """Reasoning tokens before the answer."""
+    """World reasoning: tokens before the answer."""
     spacing: int = Field(default=6, ge=1)
-    """Every so many tokens a chain can slip or be repaired."""
+    """World reasoning: every so many tokens a chain can slip or be repaired."""
+    depth: int = Field(default=4, ge=1, le=5)
+    """World tree: letters before the answer; each one more makes the tree four times as large."""
     seed: int = 0
     """Of questions and teachers."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_world(self) -> "ExactTaskConfig":
+        settings = {"reasoning": ("length", "spacing"), "tree": ("depth",)}
+        own = settings.pop(self.world)
+        # by value and not by what was typed: the configuration that a run stores spells every default out
+        for name in (name for names in settings.values() for name in names):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"world {self.world!r} has no {name}; remove it (what this world has is called {' and '.join(own)})")
+        return self
 
 
 TaskConfig = Annotated[EmbeddedTaskConfig | ExactTaskConfig | ReasoningGymTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]

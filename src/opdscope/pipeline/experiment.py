@@ -9,7 +9,7 @@ from opdscope.config import Config, ExactTaskConfig, ModelConfig, PromptFormat, 
 from opdscope.contexts import fill
 from opdscope.errors import ModelError
 from opdscope.models.base import Model, Sample, SampleRequest, require_same_vocabulary
-from opdscope.models.exact import ReasoningWorld, load_exact
+from opdscope.models.exact import ReasoningWorld, TreeWorld, World, load_exact
 from opdscope.models.packaged import resolve_model
 from opdscope.pipeline.watching import Watcher
 from opdscope.records import Outcome, Question
@@ -149,9 +149,9 @@ def load_models(config: Config) -> tuple[Model, dict[str, Model]]:
 def _load_model(config: Config, spec: ModelConfig | TeacherConfig, name: str) -> Model:
     task = config.task
     if isinstance(task, ExactTaskConfig):
-        return load_exact(name, ReasoningWorld(task.length, task.spacing, task.seed))
+        return load_exact(name, _world(task))
     if name.startswith("exact:"):
-        raise ModelError(f"{name!r} lives in the exact world and cannot answer the questions of task {task.kind!r}; use task.kind: exact")
+        raise ModelError(f"{name!r} lives in an exact world and cannot answer the questions of task {task.kind!r}; use task.kind: exact")
     from opdscope.models.transformers import load_language_model  # the exact world runs without torch
 
     return load_language_model(
@@ -161,6 +161,14 @@ def _load_model(config: Config, spec: ModelConfig | TeacherConfig, name: str) ->
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,
     )
+
+
+def _world(task: ExactTaskConfig) -> World:
+    match task.world:
+        case "reasoning":
+            return ReasoningWorld(task.length, task.spacing, task.seed)
+        case "tree":
+            return TreeWorld(task.depth, task.seed)
 
 
 def distinct(models: Iterable[Model]) -> list[Model]:

@@ -1,4 +1,4 @@
-"""The questions of the exact world: numbers, each with its own student and teachers."""
+"""The questions of an exact world: numbers, each with its own student and teachers."""
 
 from opdscope.config import ExactTaskConfig
 from opdscope.records import Question

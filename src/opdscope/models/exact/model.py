@@ -1,4 +1,4 @@
-"""The exact world behind the protocols of real engines, so that the whole pipeline runs on it unchanged."""
+"""Exact worlds behind the protocols of real engines, so that the whole pipeline runs on them unchanged."""
 
 import hashlib
 import re
@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from opdscope.core.randomness import uniforms
 from opdscope.errors import ModelError
 from opdscope.models.base import Progress, Sample, SampleRequest, ScoreRequest
-from opdscope.models.exact.world import RIGHT, SOUND, TEACHERS, VOCAB_SIZE, WRONG, ReasoningWorld, tables
+from opdscope.models.exact.world import START, TEACHERS, World, tables
 
-_TEXTS = (">1", ">0", "s", "x", "r", "a", "b", "c", "d", "e")
 _PROMPT = re.compile(r"(?:([AS])\S* )?Q(\d+):$")
 _SHOWN = {None: "itself", "A": "weak", "S": "fair"}
 """What the student turns into with a context: with the answer it slips a little less, with a solution less still. It cannot tell another
@@ -24,7 +23,7 @@ question's solution from this one's."""
 class ExactModel:
     """A teacher or the student of a world; implements :class:`~opdscope.models.base.Model`."""
 
-    world: ReasoningWorld
+    world: World
     """The rules."""
     role: str
     """One of `TEACHERS`."""
@@ -35,13 +34,21 @@ class ExactModel:
     num_parameters = 0
     weight_bytes = 0
     cache_bytes_per_token = 0
-    vocab_size = VOCAB_SIZE
-    eos_token_ids = (RIGHT, WRONG)
 
     @property
     def name(self) -> str:
         """As the config names it."""
         return f"exact:{self.role}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the world."""
+        return len(self.world.texts)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The world's answers."""
+        return self.world.eos_token_ids
 
     @property
     def fingerprint(self) -> str:
@@ -51,12 +58,12 @@ class ExactModel:
     @property
     def tokenizer_hash(self) -> str:
         """Of the tokens' texts."""
-        return hashlib.sha256(repr(_TEXTS).encode()).hexdigest()
+        return hashlib.sha256(repr(self.world.texts).encode()).hexdigest()
 
     @property
     def token_to_id(self) -> dict[str, int]:
         """The vocabulary."""
-        return {text: index for index, text in enumerate(_TEXTS)}
+        return {text: index for index, text in enumerate(self.world.texts)}
 
     def render_prompt(self, user: str, system: str | None = None) -> tuple[str, tuple[int, ...]]:
         """The prompt's characters, as ids beyond the vocabulary: the world reads the question's number and the kind of context.
@@ -66,15 +73,15 @@ class ExactModel:
         """
         if system is not None or not _PROMPT.search(user):
             raise ModelError(f"{self.name!r} reads prompts such as 'Q7:' or 'A1 Q7:', found {user[:60]!r}; leave `prompt` out")
-        return user, tuple(VOCAB_SIZE + ord(character) for character in user)
+        return user, tuple(self.vocab_size + ord(character) for character in user)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """A letter a token; the answer is `>1` or `>0`."""
-        return "".join(_TEXTS[token] for token in token_ids)
+        """The tokens side by side; the answer is `>1` or `>0`."""
+        return "".join(self.world.texts[token] for token in token_ids)
 
     def token_text(self, token_id: int) -> str:
         """Text of one token."""
-        return _TEXTS[token_id]
+        return self.world.texts[token_id]
 
     def sampler(self, max_rows: int) -> "ExactSampler":
         """A sampler; `max_rows` changes nothing."""
@@ -86,7 +93,7 @@ class ExactModel:
 
     def logprobs(self, prompt: Sequence[int]) -> Float[np.ndarray, "position state token"]:
         """What the model does after a prompt."""
-        found = _PROMPT.search("".join(chr(token - VOCAB_SIZE) for token in prompt))
+        found = _PROMPT.search("".join(chr(token - self.vocab_size) for token in prompt))
         if found is None:
             raise ValueError("the prompt is not one of this world")
         return tables(self.world, _SHOWN[found[1]] if self.role == "itself" else self.role, int(found[2]))
@@ -104,7 +111,7 @@ class ExactSampler:
         """See :class:`~opdscope.models.base.Sampler`."""
         results: list[list[Sample]] = []
         for request in requests:
-            prompt, response = _split(request.trunk[: request.length])
+            prompt, response = _split(request.trunk[: request.length], self._model.vocab_size)
             response = (*response, *request.forced)
             logprobs = _at(self._model.logprobs(prompt), temperature)
             start = int(_walk(self._next_states, response)[-1])
@@ -133,25 +140,23 @@ class ExactSampler:
 class ExactEncoding:
     """The places of the wanted rows; see :class:`~opdscope.models.base.Encoding`."""
 
-    def __init__(self, places: list[tuple[Float[np.ndarray, "position state token"], int, int]]) -> None:
+    def __init__(self, places: list[tuple[Float[np.ndarray, "position state token"], int, int]], vocab_size: int) -> None:
         """Hold table, position and state of each row."""
         self.num_rows = len(places)
-        self._places = places
+        self._places, self._vocab_size = places, vocab_size
 
     def logprobs(self, start: int, stop: int, temperature: float) -> Float[np.ndarray, "row token"]:
         """Float64 log-probabilities of rows [start, stop)."""
         rows = [table[position, state] for table, position, state in self._places[start:stop]]
-        return _at(np.array(rows).reshape(len(rows), VOCAB_SIZE), temperature)
+        return _at(np.array(rows).reshape(len(rows), self._vocab_size), temperature)
 
 
 class ExactScorer:
     """Looks the distributions up."""
 
-    vocab_size = VOCAB_SIZE
-
     def __init__(self, model: ExactModel) -> None:
         """Score with a model."""
-        self._model = model
+        self._model, self.vocab_size = model, model.vocab_size
         self._next_states = model.world.next_states()
 
     def encode(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> ExactEncoding:
@@ -163,10 +168,10 @@ class ExactScorer:
             places += [(table, position, int(states[position])) for position in request.positions]
             if progress is not None:
                 progress(max(request.positions, default=0))
-        return ExactEncoding(places)
+        return ExactEncoding(places, self.vocab_size)
 
 
-def load_exact(name: str, world: ReasoningWorld) -> ExactModel:
+def load_exact(name: str, world: World) -> ExactModel:
     """The model behind `exact:ROLE`.
 
     Raises:
@@ -175,20 +180,20 @@ def load_exact(name: str, world: ReasoningWorld) -> ExactModel:
     role = name.removeprefix("exact:")
     if role not in TEACHERS:
         raise ModelError(
-            f"there is no model {name!r} in the exact world; those there are: {', '.join(f'exact:{each}' for each in TEACHERS)}"
+            f"there is no model {name!r} in an exact world; those there are: {', '.join(f'exact:{each}' for each in TEACHERS)}"
         )
     return ExactModel(world, role)
 
 
-def _split(token_ids: Sequence[int]) -> tuple[Sequence[int], tuple[int, ...]]:
+def _split(token_ids: Sequence[int], vocab_size: int) -> tuple[Sequence[int], tuple[int, ...]]:
     """Prompt and response: only a prompt has ids beyond the vocabulary."""
-    length = sum(token >= VOCAB_SIZE for token in token_ids)
+    length = sum(token >= vocab_size for token in token_ids)
     return token_ids[:length], tuple(token_ids[length:])
 
 
 def _walk(next_states: Int[np.ndarray, "position state token"], response: Sequence[int]) -> Int[np.ndarray, "position"]:
-    """The chain's state before each response token and after the last."""
-    states = [SOUND]
+    """The state before each response token and after the last."""
+    states = [START]
     for position, token in enumerate(response):
         states.append(int(next_states[position, states[-1], token]))
     return np.array(states)
