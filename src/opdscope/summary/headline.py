@@ -13,6 +13,7 @@ from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.paper import summarize_paper
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, rank_correlations
 from opdscope.summary.teachers import (
     NULLS,
@@ -34,7 +35,7 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), nulls, targeted, rivals, spent, settings; and times, which alone may differ between runs."""
+    """Sections: verdict, student, teachers (ranked), nulls, targeted, paper, rivals, spent, settings; and times, which alone differ between runs."""
 
     def to_json(self) -> str:
         """The data as JSON text, keys in a fixed order."""
@@ -57,7 +58,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     student = _student(tables, config)
     teachers = _teachers(tables, config, screening)
     targeted: dict[str, Any] | None = None
-    if nodes.rows:
+    if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
         posterior = node_posterior(nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
@@ -70,6 +71,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "teachers": ranked,
         "null": _null(screening, config),
         "targeted": targeted,
+        "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": _spent(tables),
         "settings": {
