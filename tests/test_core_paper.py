@@ -84,6 +84,7 @@ def test_what_has_no_direction_is_undefined():
     p, q, success = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.4, 0.4])
     cases = {
         "one child": (p, q, success, [True, False, False]),
+        "no range up to rounding": (p, q, np.array([0.1, 0.49, (0.46 + 0.52) / 2]), [False, True, True]),
         "no range": (p, q, success, [False, True, True]),
         "no push": (p, p, success, [True, True, True]),
         "the teacher never takes a child": (p, np.array([0.5, 0.5, 0.0]), success, [True, True, True]),
@@ -150,5 +151,6 @@ def test_the_oracle_filter_finds_alignment_in_noise_and_halves_do_not():
     # of a node at most one value each way; a node's two ways are correlated, which costs up to √2: four errors leave room for it
     assert abs(np.nanmean(honest)) < 4 * error
     assert abs(np.nanmean(both)) < 4 * np.nanstd(both) / np.sqrt(num_nodes)
-    # a cosine without direction has a mean size of 0.5 on three free dimensions (the four entries sum to zero)
-    assert np.nanmean(oracle) > 0.4
+    # four entries that sum to zero have three free dimensions: there a direction at random has a mean size of 0.5, and that is the least, since
+    # the likely tokens have most of both gradients
+    assert np.nanmean(oracle) > 0.5

@@ -13,7 +13,10 @@ from opdscope.core.gradients import ideal_gradient, pullback
 from opdscope.errors import ShapeError
 
 _LEAST_PUSH = 1e-5
-"""Signals, in nats, and gradients that differ by less are rounding of a float32 softmax, and have no direction."""
+"""Signals, in nats, that differ by less are rounding of a float32 softmax and have no direction."""
+
+_LEAST_RANGE = 1e-9
+"""Shares of successes that differ by less are equal: no number of visits that can be counted gives a smaller difference."""
 
 
 def depth_windows(num_positions: int, first_window: int) -> Int[np.ndarray, "position"]:
@@ -136,7 +139,7 @@ def kept_children(
         signal = np.where(kept & (student_probs > 0), np.log(teacher_probs) - np.log(student_probs), 0.0)
         pushed = _span(signal, kept & (student_probs > 0)) > _LEAST_PUSH
         cosine = _cosine(ideal_gradient(own, values), pullback(own, signal))
-    defined = enough & (span > 0) & pushed
+    defined = enough & (span > _LEAST_RANGE) & pushed
     return KeptChildren(
         np.where(defined, cosine, np.nan), span, np.where(enough, np.sum((theirs - own) * values, axis=-1), np.nan), num_children
     )
