@@ -12,7 +12,7 @@ import pyarrow as pa
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, rank_correlations
 from opdscope.summary.teachers import (
@@ -25,9 +25,6 @@ from opdscope.summary.teachers import (
     screen_questions,
     summarize_targeted,
 )
-
-PATHS = ("all", "correct", "incorrect")
-"""Classes of paths by their own outcome."""
 
 
 @dataclass(frozen=True)

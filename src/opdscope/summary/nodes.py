@@ -22,6 +22,9 @@ from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength, success_noise
 from opdscope.records import TAIL, Outcome
 
+PATHS = ("all", "correct", "incorrect")
+"""Classes of paths by their own outcome."""
+
 _NODES_AT_ONCE = 1024
 """Posterior draws of so many nodes are held at a time."""
 

@@ -17,14 +17,11 @@ from jaxtyping import Bool, Float, Int
 from opdscope.config import Config, PaperConfig
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, pooled_cosine
 from opdscope.core.paper import KeptChildren, filter_positive, kept_children, question_means
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, padded, read_nodes
+from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, padded, read_nodes
 from opdscope.summary.visits import TreeOutcomes, read_tree
 
 _OBJECTIVE = "reverse_kl"
 """The paper's."""
-
-PATHS = ("all", "correct", "incorrect")
-"""Classes of paths by their own outcome."""
 
 
 @dataclass(frozen=True)
