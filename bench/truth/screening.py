@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from page import Section, band, fixed
-from population import OBJECTIVES, Population
+from population import Population
 from scipy import stats
 
 from opdscope.core.aggregation import clustered_mean, simultaneous_interval, simultaneous_quantile
@@ -77,13 +77,37 @@ def coverage(population: Population, repetitions: int) -> list[Section]:
             found.setdefault("natural gain of one question", []).append(held)
         for name, held in found.items():
             share = np.nanmean(np.array(held), axis=0)
-            worst = np.max(np.abs(np.mean(errors[name], axis=0)) / (np.std(errors[name], axis=0) / np.sqrt(repetitions))) if name in errors else np.nan
-            rows.append([budget, f"{num_questions} × {num_rollouts}", name, f"{share.mean():.1%}", f"{share.min():.1%}", f"{share.max():.1%}", fixed(worst)])
-            checks.append((f"{name}, {budget}: coverage within 88–92 %", bool(0.88 <= share.min() and share.max() <= 0.92)))
+            worst = (
+                np.max(np.abs(np.mean(errors[name], axis=0)) / (np.std(errors[name], axis=0) / np.sqrt(repetitions)))
+                if name in errors
+                else np.nan
+            )
+            rows.append(
+                [
+                    budget,
+                    f"{num_questions} × {num_rollouts}",
+                    name,
+                    f"{share.mean():.1%}",
+                    f"{share.min():.1%}",
+                    f"{share.max():.1%}",
+                    fixed(worst),
+                ]
+            )
+            checks.append((f"{name}, {budget}: coverage within 88–92 %", bool(share.min() >= 0.88 and share.max() <= 0.92)))
             if name in errors:
                 checks.append((f"{name}, {budget}: bias within 4 Monte Carlo errors", bool(worst < 4)))
         share = float(np.mean(joint))
-        rows.append([budget, f"{num_questions} × {num_rollouts}", f"all {len(PAIRS)} differences together", f"{share:.1%}", f"{share:.1%}", f"{share:.1%}", ""])
+        rows.append(
+            [
+                budget,
+                f"{num_questions} × {num_rollouts}",
+                f"all {len(PAIRS)} differences together",
+                f"{share:.1%}",
+                f"{share:.1%}",
+                f"{share:.1%}",
+                "",
+            ]
+        )
         checks.append((f"differences together, {budget}: coverage within 88–92 %", 0.88 <= share <= 0.92))
     text = (
         f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said. The last column is the largest bias "
@@ -130,15 +154,32 @@ def order(population: Population, repetitions: int) -> list[Section]:
             ]
         )
         if (num_questions, num_rollouts) == (40, 50):
-            checks.append(("40 questions × 50 rollouts order all pairs at least .15 apart in ≥ 95 % of repetitions", float(np.mean(ordered)) >= 0.95))
-        checks.append((f"{num_questions} × {num_rollouts}: a wrong decision on any pair in ≤ 10 % of repetitions (+ 4 errors)", float(np.mean(wrong)) <= 0.1 + 4 * np.sqrt(0.09 / repetitions)))
-    exact = ", ".join(f"{name} {fixed(value, 3)}" for name, value in sorted(zip(names, truth.tolist(), strict=True), key=lambda item: -item[1]))
+            checks.append(
+                ("40 questions × 50 rollouts order all pairs at least .15 apart in ≥ 95 % of repetitions", float(np.mean(ordered)) >= 0.95)
+            )
+        checks.append(
+            (
+                f"{num_questions} × {num_rollouts}: a wrong decision on any pair in ≤ 10 % of repetitions (+ 4 errors)",
+                float(np.mean(wrong)) <= 0.1 + 4 * np.sqrt(0.09 / repetitions),
+            )
+        )
+    exact = ", ".join(
+        f"{name} {fixed(value, 3)}" for name, value in sorted(zip(names, truth.tolist(), strict=True), key=lambda item: -item[1])
+    )
     text = (
         f"{repetitions:,} repetitions a budget; exact natural gains (reverse KL): {exact}. *In order*: all {int(far.sum())} of {len(pairs)} pairs at least .15 apart have the "
         "right sign. *Decided*: share of these pairs whose simultaneous interval excludes zero on the right side. *Nearer, undecided*: share of the other pairs "
         "left open. *Wrong*: some pair was decided wrongly, ties included."
     )
-    columns = ["questions × rollouts", "tokens", "far pairs in order", "far pairs decided", "nearer pairs undecided", "any wrong decision", "rank correlation"]
+    columns = [
+        "questions × rollouts",
+        "tokens",
+        "far pairs in order",
+        "far pairs decided",
+        "nearer pairs undecided",
+        "any wrong decision",
+        "rank correlation",
+    ]
     return [Section("Screening: order of known teachers", text, columns, rows, checks)]
 
 

@@ -120,7 +120,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         signal_variance=_FLOATS,
         gradient_squared_norm=_FLOATS,
     ),
-    # Places chosen for measurement. `path_inclusion`: chance of the rollout among those of its outcome; `inclusion`: of the position on the path.
+    # Places chosen for measurement. `path_inclusion`: chance of the rollout among those of its outcome; `inclusion`: of the position on the path,
+    # NaN under `protocol: paper`, which draws no positions.
     "nodes": _schema(
         node_id=pa.string(),
         question_id=pa.string(),
@@ -130,6 +131,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         path_inclusion=pa.float64(),
         inclusion=pa.float64(),
         entropy=pa.float64(),
+    ),
+    # `protocol: paper` only: a token that a teacher chose at a node of a path, in a depth window. A node that several paths share is stored
+    # under one of them; `rollout_index` and `path_outcome` are those of the path on which it was chosen.
+    "choices": _schema(
+        node_id=pa.string(),
+        question_id=pa.string(),
+        rollout_index=pa.int32(),
+        path_outcome=pa.string(),
+        teacher=pa.string(),
+        window=pa.int32(),
+        token_id=pa.int32(),
     ),
     # The strata of a node, in order; the last may be the tail (token_id -1). `forced_token_ids` holds one token per planned continuation.
     # `terminal`: success where the token ends the response, else NaN. squared_prob: sum of squared probabilities in the stratum.

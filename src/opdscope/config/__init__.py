@@ -1,6 +1,7 @@
 """One YAML file describes one diagnosis."""
 
 from opdscope.config.loading import load_config
+from opdscope.config.paper import PaperConfig
 from opdscope.config.sections import (
     CONTEXTS,
     NULL_CONTEXTS,
@@ -27,6 +28,7 @@ __all__ = [
     "ExactTaskConfig",
     "JsonlTaskConfig",
     "ModelConfig",
+    "PaperConfig",
     "PromptFormat",
     "ReasoningGymTaskConfig",
     "TargetedConfig",

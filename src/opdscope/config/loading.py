@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from opdscope.config.paper import PaperConfig
 from opdscope.config.sections import (
     AnalysisConfig,
     Config,
@@ -28,7 +29,7 @@ from opdscope.errors import ConfigError
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "student": ModelConfig, "teachers": TeacherConfig, "nulls": NullsConfig, "prompt": PromptFormat, "rollouts": RolloutsConfig,
-    "targeted": TargetedConfig, "engine": EngineConfig, "analysis": AnalysisConfig,
+    "targeted": TargetedConfig, "paper": PaperConfig, "engine": EngineConfig, "analysis": AnalysisConfig,
 }  # fmt: skip
 _TASKS: dict[str, type[BaseModel]] = {
     "chain": EmbeddedTaskConfig, "addition": EmbeddedTaskConfig, "exact": ExactTaskConfig, "reasoning_gym": ReasoningGymTaskConfig,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from opdscope.config.paper import PaperConfig, fill_preset
 from opdscope.core.divergences import check_objective
 
 CONTEXTS = ("plain", "answer", "solution", "unrelated_solution")
@@ -280,10 +281,20 @@ class Config(_Strict):
     """Ordinary rollouts."""
     targeted: TargetedConfig = TargetedConfig()
     """Targeted rollouts."""
+    protocol: Literal["default", "paper"] = "default"
+    """How targeted rollouts are placed and counted: `paper` repeats the source paper, biases included, and says beside each of its numbers
+    what a sound analysis of the same run says."""
+    paper: PaperConfig | None = None
+    """Settings of `protocol: paper`; None with any other protocol."""
     engine: EngineConfig = EngineConfig()
     """Machine settings."""
     analysis: AnalysisConfig = AnalysisConfig()
     """Statistics settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        return fill_preset(data)
 
     @field_validator("objectives")
     @classmethod
@@ -316,6 +327,18 @@ class Config(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_protocol(self) -> "Config":
+        if self.protocol == "default" and self.paper is not None:
+            raise ValueError("paper: these settings belong to the source paper's protocol; add `protocol: paper`, or remove them")
+        if self.protocol == "paper":
+            if self.targeted != TargetedConfig(temperature=self.targeted.temperature):
+                raise ValueError("targeted: these settings belong to the default protocol; with `protocol: paper` use the section `paper`")
+            if "reverse_kl" not in self.objectives:
+                raise ValueError("objectives: `protocol: paper` measures reverse KL; add reverse_kl to the list")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The part that decides the stored results; a run directory belongs to one identity."""
-        return self.model_dump(mode="json", exclude={"engine", "analysis", "name"})
+        analysis = {"engine": True, "analysis": True, "name": True, "paper": {"min_visits", "min_children"}}
+        return self.model_dump(mode="json", exclude=analysis)

@@ -10,6 +10,7 @@ from opdscope.pipeline.continuations import sample_continuations
 from opdscope.pipeline.experiment import Experiment, describe_models, load_models
 from opdscope.pipeline.nodes import choose_nodes
 from opdscope.pipeline.nulls import match_nulls
+from opdscope.pipeline.paper import choose_paper_nodes
 from opdscope.pipeline.rollouts import sample_rollouts, sample_teachers, store_questions
 from opdscope.pipeline.scoring import score_rollouts
 from opdscope.pipeline.teacher_contexts import store_contexts
@@ -54,7 +55,10 @@ def diagnose(
     with _experiment(config, run_dir, overrides, watcher) as experiment:
         _screen(experiment)
         if _has_both_outcomes(experiment.run):
-            choose_nodes(experiment)
+            if (paper := experiment.config.paper) is not None:
+                choose_paper_nodes(experiment, paper)
+            else:
+                choose_nodes(experiment)
             sample_continuations(experiment)
         else:
             experiment.watcher.note("All rollouts have the same outcome: there is nothing to measure, and no targeted rollouts are drawn.")

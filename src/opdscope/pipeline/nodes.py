@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from opdscope.config import TargetedConfig
-from opdscope.core.divergences import entropy, kl_divergence, signal_of
-from opdscope.core.gradients import distillation_gradient
+from opdscope.core.divergences import entropy
 from opdscope.core.randomness import derive_seed, generator, uniforms
 from opdscope.core.sampling import (
     Candidates,
@@ -25,8 +24,10 @@ from opdscope.core.sampling import (
 )
 from opdscope.pipeline.experiment import Experiment, unit_names
 from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
+from opdscope.pipeline.paths import draw_paths, verified_rollouts
 from opdscope.pipeline.scores import Response, Scores, teacher_prompts, to_numpy
-from opdscope.records import TAIL, Outcome, Role, to_table
+from opdscope.pipeline.strata import name_node, normalised, settle_terminals, stratum_row, stratum_signals
+from opdscope.records import TAIL, to_table
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose_nodes(experiment: Experiment) -> None:
             for question_id in dict.fromkeys(path.response.question_id for path in paths):
                 own = [path for path in paths if path.response.question_id == question_id]
                 _measure_question(experiment, scores, own, nulls, tables)
-        _settle_terminals(experiment, tables, {_node_id(p.response, t): (p.response, t) for p in paths for t in p.response.positions})
+        settle_terminals(experiment, tables, {name_node(p.response, t): (p.response, t) for p in paths for t in p.response.positions})
         for name in ("strata", "node_signals", "nodes"):  # the last one marks the unit as done
             experiment.run.write(name, names[unit], to_table(name, tables[name]))
         return sum(len(p.response.token_ids) for p in paths) * (1 + len(experiment.teachers))
@@ -72,10 +73,7 @@ class _PathReader:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._rollouts: dict[str, list[dict[str, Any]]] = {}
-        for row in experiment.run.table("rollouts").to_pylist():
-            if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
-                self._rollouts.setdefault(row["question_id"], []).append(row)
+        self._rollouts = verified_rollouts(experiment)
         self._collision = {
             (row["question_id"], row["rollout_index"]): np.array(row["collision"])
             for row in experiment.run.table("student_positions").select(["question_id", "rollout_index", "collision"]).to_pylist()
@@ -90,18 +88,14 @@ class _PathReader:
         settings = self._experiment.config.targeted
         seed = self._experiment.config.seed
         chosen: list[Path] = []
-        for outcome in ("correct", "incorrect"):
-            own = [row for row in self._rollouts.get(question_id, []) if (row["outcome"] == Outcome.CORRECT) == (outcome == "correct")]
-            count = min(settings.paths_per_outcome, len(own))
-            order = generator(seed, "paths", question_id, outcome).permutation(len(own))[:count]
-            for row in (own[index] for index in sorted(order)):
-                key = (question_id, row["rollout_index"])
-                push = np.array(self._push.get(key, [np.ones(len(row["token_ids"]))]))
-                importance = node_importance(self._collision[key], push)
-                inclusion = inclusion_probabilities(importance, settings.nodes_per_path, settings.uniform_share)
-                positions = systematic_sample(inclusion, float(generator(seed, "nodes", *key).random()))
-                response = Response(question_id, row["rollout_index"], tuple(row["token_ids"]), tuple(int(t) for t in positions))
-                chosen.append(Path(response, outcome, count / len(own), inclusion))
+        for row, outcome, path_inclusion in draw_paths(seed, question_id, self._rollouts.get(question_id, []), settings.paths_per_outcome):
+            key = (question_id, row["rollout_index"])
+            push = np.array(self._push.get(key, [np.ones(len(row["token_ids"]))]))
+            importance = node_importance(self._collision[key], push)
+            inclusion = inclusion_probabilities(importance, settings.nodes_per_path, settings.uniform_share)
+            positions = systematic_sample(inclusion, float(generator(seed, "nodes", *key).random()))
+            response = Response(question_id, row["rollout_index"], tuple(row["token_ids"]), tuple(int(t) for t in positions))
+            chosen.append(Path(response, outcome, path_inclusion, inclusion))
         return chosen
 
 
@@ -122,8 +116,8 @@ def _measure_question(
             teachers[null.name] = null.rows(student, keys)
         for row in range(len(student)):
             path, position = places[chunk.start + row]
-            own = {name: _normalised(rows[row]) for name, rows in teachers.items()}
-            _measure_node(experiment, path, position, _normalised(student[row]), own, tables)
+            own = {name: normalised(rows[row]) for name, rows in teachers.items()}
+            _measure_node(experiment, path, position, normalised(student[row]), own, tables)
 
 
 def _measure_node(
@@ -141,7 +135,7 @@ def _measure_node(
     tail = probs.copy()
     tail[candidates.token_ids] = 0.0
     has_tail = bool(tail.sum() > 0)
-    node_id = _node_id(path.response, position)
+    node_id = name_node(path.response, position)
     tables["nodes"].append(
         {
             "node_id": node_id,
@@ -158,7 +152,7 @@ def _measure_node(
     tables["strata"] += _strata(experiment, node_id, probs, tail if has_tail else None, candidates, last)
     for name, rows in teachers.items():
         for objective in experiment.config.objectives:
-            signals = _stratum_signals(student, rows, objective, candidates.token_ids, tail if has_tail else None)
+            signals = stratum_signals(student, rows, objective, candidates.token_ids, tail if has_tail else None)
             tables["node_signals"].append({"node_id": node_id, "teacher": name, "objective": objective, **signals})
 
 
@@ -182,7 +176,7 @@ def _strata(
         weights.append(max(1.0 - float(np.sum(candidates.share)), 0.0))
     counts = allocate_continuations(np.array(weights), settings.continuations_per_node, settings.min_continuations, np.array(sampled))
     rows = [
-        _stratum_row(
+        stratum_row(
             node_id,
             k,
             int(token),
@@ -195,24 +189,9 @@ def _strata(
         for k, (token, count) in enumerate(zip(candidates.token_ids, counts, strict=False))
     ]
     if tail is not None:
-        row = _stratum_row(node_id, len(rows), TAIL, "", float(tail.sum()), float((tail**2).sum()), 0.0 if last else np.nan, 0)
+        row = stratum_row(node_id, len(rows), TAIL, "", float(tail.sum()), float((tail**2).sum()), 0.0 if last else np.nan, 0)
         rows.append({**row, "forced_token_ids": _draw_tail(experiment.config.seed, node_id, tail, int(counts[-1]))})
     return rows
-
-
-def _stratum_row(
-    node_id: str, stratum: int, token: int, text: str, prob: float, squared: float, terminal: float, count: int
-) -> dict[str, Any]:
-    return {
-        "node_id": node_id,
-        "stratum": stratum,
-        "token_id": token,
-        "token_text": text,
-        "student_prob": prob,
-        "squared_prob": squared,
-        "terminal": terminal,
-        "forced_token_ids": [token] * int(count),
-    }
 
 
 def _draw_tail(seed: int, node_id: str, tail: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "draw"]:
@@ -220,52 +199,3 @@ def _draw_tail(seed: int, node_id: str, tail: Float[np.ndarray, "vocab"], count:
     cumulative = np.cumsum(tail)
     drawn = np.searchsorted(cumulative, uniforms(seeds, np.zeros(count, dtype=np.int64)) * cumulative[-1], side="right")
     return np.minimum(drawn, np.flatnonzero(tail)[-1])  # rounding at the upper end must not leave the tail
-
-
-def _stratum_signals(
-    student: Float[np.ndarray, "vocab"],
-    teacher: Float[np.ndarray, "vocab"],
-    objective: str,
-    token_ids: Int[np.ndarray, "candidate"],
-    tail: Float[np.ndarray, "vocab"] | None,
-) -> dict[str, Any]:
-    """Teacher probability, signal and gradient per stratum; for the tail student-weighted means over its tokens."""
-    probs, teacher_probs = np.exp(student), np.exp(teacher)
-    with np.errstate(over="ignore"):  # a forward-KL signal may exceed any float; it is then infinite, as documented
-        signal = signal_of(objective)(student, teacher)
-    gradient = distillation_gradient(student, teacher, objective)
-    reached = probs > 0
-    mean = float(np.sum(probs[reached] * signal[reached]))
-    variance = float(np.sum(probs[reached] * (signal[reached] - mean) ** 2))
-    columns = {"teacher_prob": [*teacher_probs[token_ids]], "signal": [*signal[token_ids]], "gradient": [*gradient[token_ids]]}
-    if tail is not None:
-        mass, inside = tail.sum(), tail > 0
-        columns["teacher_prob"].append(max(1.0 - float(np.sum(teacher_probs[token_ids])), 0.0))
-        columns["signal"].append(float(np.sum(tail[inside] * signal[inside]) / mass))
-        columns["gradient"].append(float(np.sum(tail * gradient) / mass))
-    return {
-        **columns,
-        "signal_variance": variance,
-        "gradient_squared_norm": float(np.sum(gradient**2)),
-        "reverse_kl": float(kl_divergence(student, teacher)),
-    }
-
-
-def _settle_terminals(experiment: Experiment, tables: dict[str, list[dict[str, Any]]], places: dict[str, tuple[Response, int]]) -> None:
-    """Verify responses that a candidate ends: their success is known without sampling. An unverifiable one stays unknown."""
-    eos = set(experiment.student.eos_token_ids)
-    ending = [row for row in tables["strata"] if row["token_id"] in eos]
-    responses = [(*places[row["node_id"]][0].token_ids[: places[row["node_id"]][1]], row["token_id"]) for row in ending]
-    verdicts = experiment.verify([places[row["node_id"]][0].question_id for row in ending], responses, [True] * len(ending))
-    for row, (_, outcome) in zip(ending, verdicts, strict=True):
-        row["terminal"] = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0}.get(outcome, np.nan)
-
-
-def _node_id(response: Response, position: int) -> str:
-    return f"{response.question_id}/{response.rollout_index}/{position}"
-
-
-def _normalised(logprobs: Float[np.ndarray, "vocab"]) -> Float[np.ndarray, "vocab"]:
-    """A float64 row that sums to one: the float32 softmax of a large vocabulary is off by a few units of 1e-6."""
-    row = logprobs.astype(np.float64)
-    return row - np.log(np.sum(np.exp(row)))

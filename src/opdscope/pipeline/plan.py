@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from opdscope.config import NULL_CONTEXTS, Config, load_config
+from opdscope.config import NULL_CONTEXTS, Config, PaperConfig, load_config
 from opdscope.contexts import fill
+from opdscope.core.paper import depth_windows
 from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
 from opdscope.errors import RunDirectoryError
 from opdscope.models.base import Model, Sample, SampleRequest, ScoreRequest
@@ -119,8 +120,7 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
     sampling = None if speeds is None else speeds.sampling
     slowest = None if sampling is None else float(1.0 / np.mean([1.0 / sampling[t.name] for t in config.teachers]))
     models = 1 + len(config.teachers)
-    paths = num_questions * 2 * targeted.paths_per_outcome
-    nodes = paths * targeted.nodes_per_path
+    paths = num_questions * 2 * (targeted if config.paper is None else config.paper).paths_per_outcome
     student = None if sampling is None else sampling["student"]
     scoring = None if speeds is None else speeds.scoring
     return [
@@ -129,8 +129,24 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
         stage("screening", num_questions * rollouts.num_rollouts, 1.0, models, scoring),
         stage("nodes", paths, 1.0, models, scoring),
         # a node lies somewhere on its path: on average half of the response is still to come
-        stage("continuations", nodes * targeted.continuations_per_node, 0.5, 1, student),
+        stage("continuations", paths * targeted.nodes_per_path * targeted.continuations_per_node, 0.5, 1, student)
+        if config.paper is None
+        else _paper_continuations(config, config.paper, paths, length, student),
     ]
+
+
+def _paper_continuations(config: Config, paper: PaperConfig, paths: int, length: float, speed: float | None) -> PlannedStage:
+    """An upper bound: what teachers or rules choose together, and visits that ordinary rollouts bring, are known only afterwards."""
+    per_window = (paper.top_gradient + paper.top_difference) * len(config.teachers) * paper.visits * paths
+
+    def samples_and_tokens(response_length: int) -> tuple[int, int]:
+        windows = depth_windows(response_length, paper.first_window)
+        left = response_length - np.arange(response_length)  # tokens still to come at each position, equal shares for every window
+        return per_window * len(np.unique(windows)), sum(round(per_window * float(np.mean(left[windows == w]))) for w in np.unique(windows))
+
+    samples, expected = samples_and_tokens(max(1, round(length)))
+    _, most = samples_and_tokens(config.rollouts.max_completion_length)
+    return PlannedStage("continuations, at most", samples, expected, most, None if speed is None else expected / speed)
 
 
 def _longest_prompt(config: Config, task: Task, student: Model) -> tuple[int, ...]:

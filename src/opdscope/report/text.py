@@ -24,6 +24,8 @@ def render_summary(data: Mapping[str, Any]) -> Group:
     parts: list[RenderableType] = [_verdict(data), _ranking(data)]
     if data["targeted"] is not None:
         parts += _splits(data)
+    if data["paper"] is not None:
+        parts += [_paper_numbers(data), _paper_beside_sound(data)]
     parts += [_rivals(data), *_beside(data)]
     return Group(*parts)
 
@@ -62,13 +64,13 @@ def _ranking(data: Mapping[str, Any]) -> Table:
     table.add_column("behind first", justify="right")
     table.add_column("verdict")
     table.add_column("questions", justify="right")
-    listed = _listed(data)
+    listed = _listed(data, data["teachers"])
     span = _span([teacher["gain_over_null"] for teacher in listed])
     for rank, teacher in enumerate(listed, start=1):
         skipped = f" (−{teacher['num_questions_skipped']})" if teacher["num_questions_skipped"] else ""
         table.add_row(
             str(rank),
-            escape(teacher["name"]) + (" [dim](null)[/dim]" if teacher["is_null"] else ""),
+            _name(teacher),
             _estimate(teacher["gain_over_null"]),
             _bar(teacher["gain_over_null"], span),
             _estimate(teacher["natural_gain"]),
@@ -81,10 +83,10 @@ def _ranking(data: Mapping[str, Any]) -> Table:
     return table
 
 
-def _listed(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """All teachers but the nulls at one teacher's entropy, which are seen where they are the null to beat."""
+def _listed(data: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All of these teachers but the nulls at one teacher's entropy, which are seen where they are the null to beat."""
     matched = {null["teacher"] for null in data["nulls"] if null["matched_teacher"]}
-    return [teacher for teacher in data["teachers"] if teacher["name"] not in matched]
+    return [teacher for teacher in teachers if teacher["name"] not in matched]
 
 
 def _null(null: Mapping[str, Any]) -> str:
@@ -116,11 +118,90 @@ def _split(data: Mapping[str, Any], title: str, caption: str, columns: Mapping[s
     table.add_column("teacher")
     for column in columns:
         table.add_column(column, justify="right", min_width=20)
-    for teacher in _listed(data):
+    for teacher in _listed(data, data["teachers"]):
         if teacher["targeted"] is not None:
             cells = (_estimate(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
             table.add_row(escape(teacher["name"]), *cells)
     return table
+
+
+def _paper_numbers(data: Mapping[str, Any]) -> Table:
+    paper = data["paper"]
+    shares = [teacher["paths"]["all"]["paper"]["share_two_children"] for teacher in paper["teachers"]]
+    table = Table(
+        title="The source paper's protocol · its own numbers, biases included",
+        caption=f"Cosines on the kept children; where a node keeps two, they are ±1: that is {_range(shares)} of a teacher's scored nodes.",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
+    table.add_column("teacher")
+    columns = [(name, "mean_cosine") for name in ("correct", "incorrect", "all")]
+    columns += [(name, "weighted_mean_cosine") for name in ("correct", "incorrect")]
+    for paths, name in columns:
+        table.add_column(paths if name == "mean_cosine" else f"{paths}, by range", justify="right")
+    for title in ("positive", "oracle filter", "scored nodes"):
+        table.add_column(title, justify="right")
+    for teacher in _listed(data, data["paper"]["teachers"]):
+        own = teacher["paths"]["all"]["paper"]
+        factor = "" if own["oracle_ratio"] is None else f" [dim](×{own['oracle_ratio']:.1f})[/dim]"
+        table.add_row(
+            _name(teacher),
+            *(_estimate(teacher["paths"][paths]["paper"][name]) for paths, name in columns),
+            _percent(own["share_positive"]),
+            _number(own["oracle_filter"]["value"], 2) + factor,
+            f"{own['num_scored']} of {own['num_nodes']}",
+        )
+    return table
+
+
+def _paper_beside_sound(data: Mapping[str, Any]) -> Table:
+    paper, confidence = data["paper"], data["settings"]["confidence"]
+    table = Table(
+        title=f"The paper's numbers beside sound ones from the same run · all paths, {confidence:.0%} intervals, clustered by question",
+        caption="Sound: from fresh continuations, in halves for the filter; about the chosen nodes only, which represent no others. "
+        f"{paper['num_measured_nodes']} of {paper['num_nodes']} nodes have two measured strata or more; there "
+        f"{_percent(paper['student_mass_not_reached'])} of the student's probability is not measured. Natural gain: from ordinary rollouts, "
+        "about whole responses.",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
+    for title in (
+        "teacher",
+        "mean cosine",
+        "sound: score",
+        "pooled",
+        "oracle filter",
+        "honest filter",
+        "advantage",
+        "sound: advantage",
+    ):
+        table.add_column(title, justify="left" if title == "teacher" else "right")
+    table.add_column("natural gain", justify="right")
+    for teacher in _listed(data, data["paper"]["teachers"]):
+        own, sound = teacher["paths"]["all"]["paper"], teacher["paths"]["all"]["sound"]
+        table.add_row(
+            _name(teacher),
+            _number(own["mean_cosine"]["value"], 2),
+            _estimate(sound["mean_score"]),
+            _estimate(sound["pooled_alignment"]),
+            _number(own["oracle_filter"]["value"], 2),
+            _estimate(sound["honest_filter"]),
+            _number(own["advantage"]["value"], 3),
+            _estimate(sound["advantage"], 3),
+            _estimate(teacher["natural_gain"]),
+        )
+    return table
+
+
+def _name(teacher: Mapping[str, Any]) -> str:
+    return escape(teacher["name"]) + (" [dim](null)[/dim]" if teacher["is_null"] else "")
+
+
+def _range(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{_percent(min(known))} to {_percent(max(known))}" if known else "—"
 
 
 def _rivals(data: Mapping[str, Any]) -> Table:
@@ -135,7 +216,7 @@ def _rivals(data: Mapping[str, Any]) -> Table:
     table.add_column("teacher")
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for teacher in _listed(data):
+    for teacher in _listed(data, data["teachers"]):
         table.add_row(escape(teacher["name"]), *(_number(teacher["rivals"].get(name), 4) for name in names))
     table.add_section()
     table.add_row("rank correlation", *(_number(data["rival_rank_correlations"].get(name), 2) for name in names))

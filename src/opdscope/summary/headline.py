@@ -12,7 +12,8 @@ import pyarrow as pa
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.paper import summarize_paper
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, rank_correlations
 from opdscope.summary.teachers import (
@@ -25,16 +26,13 @@ from opdscope.summary.teachers import (
     summarize_targeted,
 )
 
-PATHS = ("all", "correct", "incorrect")
-"""Classes of paths by their own outcome."""
-
 
 @dataclass(frozen=True)
 class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, rivals, spent, settings; and times.
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, settings; and times.
 
     Only times may differ between runs of one configuration."""
 
@@ -59,7 +57,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     student = _student(tables, config)
     teachers = _teachers(tables, config, screening)
     targeted: dict[str, Any] | None = None
-    if nodes.rows:
+    if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
         posterior = node_posterior(nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
@@ -72,6 +70,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], screening, config),
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
+        "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": _spent(tables),
         "settings": {

@@ -22,6 +22,9 @@ from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength, success_noise
 from opdscope.records import TAIL, Outcome
 
+PATHS = ("all", "correct", "incorrect")
+"""Classes of paths by their own outcome."""
+
 _NODES_AT_ONCE = 1024
 """Posterior draws of so many nodes are held at a time."""
 
@@ -162,7 +165,7 @@ def _measure(
 ) -> NodeMeasures:
     index = np.array([index_of[row["node_id"]] for row in rows])
     width = nodes.probs.shape[1]
-    teacher_prob, signal, gradient = (_padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
+    teacher_prob, signal, gradient = (padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
     norm = np.array([row["gradient_squared_norm"] for row in rows])
     variance = np.array([row["signal_variance"] for row in rows])
     parts: list[list[Float[np.ndarray, "node 3"]]] = []
@@ -191,7 +194,8 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
     """One row per node, teacher and objective, with every quantity of METHOD section 4 and its interval.
 
     Columns `score`, `gain`, `natural_gain`, `natural_alignment` and `advantage` have companions `…_low` and `…_high` at the configured
-    confidence. `ideal_squared_norm` is corrected for noise and may be negative. NaN is undefined.
+    confidence. `ideal_squared_norm` is corrected for noise and may be negative. NaN is undefined; so is `weight` under `protocol: paper`,
+    whose nodes have no inclusion probability.
     """
     nodes = read_nodes(tables)
     if not nodes.rows:
@@ -229,7 +233,8 @@ def _interval(
     return np.where(defined[:, None], np.stack([middle, low, high], axis=-1), np.nan)
 
 
-def _padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
+def padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
+    """Lists of unequal length as rows, filled up with zeros."""
     result = np.zeros((len(lists), width))
     for row, values in zip(result, lists, strict=True):
         row[: len(values)] = values
