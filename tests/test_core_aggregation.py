@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from opdscope.core.aggregation import clustered_mean, clustered_statistic, pooled_cosine, ratio
+from opdscope.core.aggregation import (
+    clustered_mean,
+    clustered_statistic,
+    pooled_cosine,
+    ratio,
+    simultaneous_interval,
+    simultaneous_quantile,
+)
 from opdscope.errors import ShapeError
 
 
@@ -65,30 +72,52 @@ def test_jackknife_of_a_ratio_agrees_with_the_delta_method():
     assert found.standard_error == pytest.approx(delta, rel=2 / 400)
 
 
-def test_jackknife_of_the_pooled_cosine_agrees_with_the_bootstrap():
+def test_interval_of_the_pooled_cosine_agrees_with_the_bootstrap_where_the_norm_is_well_known():
     generator = np.random.default_rng(3)
     size = 100
     norms = generator.gamma(3.0, size=(size, 2))
     sums = np.stack([0.3 * np.sqrt(norms.prod(axis=1)) + 0.5 * generator.normal(size=size), *norms.T], axis=1)
-    found = clustered_statistic(sums, pooled_cosine, 0.9)
+    found = pooled_cosine(sums, 0.9)
     assert found.value == pytest.approx(sums[:, 0].sum() / np.sqrt(sums[:, 1].sum() * sums[:, 2].sum()), rel=1e-13)
-    draws = [pooled_cosine(sums[generator.integers(0, size, size=size)].sum(axis=0)) for _ in range(4000)]
-    # 4,000 bootstrap draws know their own spread to 1.1 %; the two methods differ by terms of order 1 / questions
-    assert found.standard_error == pytest.approx(np.std(draws), rel=0.045)
+    totals = np.array([sums[generator.integers(0, size, size=size)].sum(axis=0) for _ in range(4000)])
+    low, high = np.quantile(totals[:, 0] / np.sqrt(totals[:, 1] * totals[:, 2]), [0.05, 0.95])
+    # the grid has steps of .005, 4,000 draws know a quantile of this width to .002, and the methods differ by terms of order 1 / questions
+    assert found.low == pytest.approx(low, abs=0.015)
+    assert found.high == pytest.approx(high, abs=0.015)
+
+
+def test_where_noise_is_all_there_is_the_pooled_cosine_has_no_value_and_any_cosine_is_possible():
+    generator = np.random.default_rng(4)
+    sums = np.stack([generator.normal(size=30), generator.normal(size=30) - 0.3, np.ones(30)], axis=1)
+    found = pooled_cosine(sums, 0.9)
+    assert math.isnan(found.value)
+    assert found.high - found.low > 1.0
+
+
+@pytest.mark.parametrize("noise", [0.3, 3.0])
+def test_interval_of_the_pooled_cosine_covers_even_where_the_norm_is_hardly_known(noise):
+    generator, repeats, size, truth = np.random.default_rng(5), 1000, 24, 0.4
+    held = 0
+    for _ in range(repeats):
+        push = generator.gamma(3.0, size=size)
+        ideal = 1.0 + noise * generator.normal(size=size)
+        product = truth * np.sqrt(3.0) * generator.gamma(2.0, size=size) / 2.0
+        found = pooled_cosine(np.stack([product, ideal, push], axis=1), 0.9)
+        held += found.low <= truth <= found.high
+    # binomial: four standard errors of .0095; the statistic is quadratic, which costs up to two points with 24 questions
+    assert 0.9 - 0.038 - 0.02 < held / repeats < 0.9 + 0.038 + 0.02
 
 
 def test_order_of_questions_does_not_matter():
     sums = np.random.default_rng(4).gamma(3.0, size=(20, 3))
     order = np.random.default_rng(5).permutation(20)
-    np.testing.assert_allclose(
-        as_list(clustered_statistic(sums[order], pooled_cosine, 0.9)), as_list(clustered_statistic(sums, pooled_cosine, 0.9)), rtol=1e-12
-    )
+    np.testing.assert_allclose(as_list(pooled_cosine(sums[order], 0.9)), as_list(pooled_cosine(sums, 0.9)), rtol=1e-12)
 
 
 def test_an_undefined_statistic_has_no_value_and_no_interval():
     assert math.isnan(ratio(np.array([1.0, 0.0])))
-    for norms in ([0.0, 1.0], [-0.1, 1.0], [-0.1, -1.0], [1.0, 0.0]):
-        assert math.isnan(pooled_cosine(np.array([0.5, *norms])))
+    for norms in ([0.0, 1.0], [-0.1, 1.0], [1.0, 0.0]):
+        assert math.isnan(pooled_cosine(np.array([[0.5, *norms]] * 3), 0.9).value)
     # defined on all questions, undefined without the first: the jackknife cannot say
     found = clustered_statistic(np.array([[1.0, 2.0], [1.0, 0.0]]), ratio, 0.9)
     assert found.value == 1.0
@@ -96,7 +125,34 @@ def test_an_undefined_statistic_has_no_value_and_no_interval():
 
 
 def test_pooled_cosine_of_equal_vectors_is_one():
-    assert pooled_cosine(np.array([2.0, 2.0, 2.0])) == pytest.approx(1.0, rel=1e-15)
+    assert pooled_cosine(np.array([[2.0, 2.0, 2.0]] * 3), 0.9).value == pytest.approx(1.0, rel=1e-15)
+
+
+def test_the_quantile_for_many_means_lies_between_one_mean_and_bonferroni():
+    generator = np.random.default_rng(6)
+    shared = generator.normal(size=(30, 1))
+    for weight in (0.0, 0.9, 1.0):
+        values = weight * shared + (1 - weight) * generator.normal(size=(30, 4))
+        width = simultaneous_quantile(values, 0.9, np.random.default_rng(7))
+        # 10,000 draws know the 90 % quantile to about .02
+        assert stats.t.ppf(0.95, 29) - 0.06 < width < stats.t.ppf(1 - 0.05 / 4, 29) + 0.06
+
+
+def test_simultaneous_intervals_hold_together_as_often_as_they_say():
+    generator, repeats = np.random.default_rng(8), 1500
+    held = 0
+    for _ in range(repeats):
+        values = generator.normal(size=(15, 1)) + generator.normal(size=(15, 4))
+        width = simultaneous_quantile(values, 0.9, generator, 2000)
+        intervals = [simultaneous_interval(clustered_mean(column, 0.9), width) for column in values.T]
+        held += all(interval.low <= 0 <= interval.high for interval in intervals)
+    # binomial: four standard errors of .0077
+    assert abs(held / repeats - 0.9) < 0.031
+
+
+def test_a_mean_with_fewer_than_two_questions_leaves_no_simultaneous_interval():
+    values = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 1.0]])
+    assert math.isnan(simultaneous_quantile(values, 0.9, np.random.default_rng(0)))
 
 
 def test_sums_without_a_component_axis_are_refused():

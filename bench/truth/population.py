@@ -39,6 +39,7 @@ class Population:
     reverse_kl: np.ndarray
 
     def index(self, *names: str) -> list[int]:
+        """Places of teachers."""
         return [self.names.index(name) for name in names]
 
 
@@ -115,10 +116,10 @@ def _roll_out(
         rows = cumulative[position, states[position]]
         tokens[position] = np.sum(rows <= source.random(count)[:, None] * rows[:, -1:], axis=-1)
         states[position + 1] = following[position, states[position], tokens[position]]
-    index = (np.arange(positions)[:, None], states[:-1], tokens)
-    natural = np.sum(tables.signal[:, :, *index], axis=2)
-    euclidean = np.sum(tables.gradient[:, :, *index], axis=2)
-    divergence = np.sum(tables.reverse_kl[:, *index[:2]], axis=1)
+    places = (np.arange(positions)[:, None], states[:-1], tokens)
+    natural = np.sum(tables.signal[:, :, *places], axis=2)
+    euclidean = np.sum(tables.gradient[:, :, *places], axis=2)
+    divergence = np.sum(tables.reverse_kl[:, *places[:2]], axis=1)
     return (tokens[-1] == 0).astype(np.float64), natural, euclidean, divergence
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from opdscope.config import Config, PaperConfig
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, pooled_cosine
+from opdscope.core.aggregation import Estimate, clustered_mean, pooled_cosine
 from opdscope.core.paper import KeptChildren, filter_positive, kept_children, question_means
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, padded, read_nodes
 from opdscope.summary.visits import TreeOutcomes, read_tree
@@ -172,7 +172,7 @@ class _TeacherView:
         columns = np.stack([self._gain, self._ideal, self._norm], axis=-1)[own.node]
         question = own.question[own.path]
         sums = [np.sum(columns[question == q], axis=0) for q in np.unique(question)]
-        pooled = clustered_statistic(np.array(sums).reshape(-1, 3), pooled_cosine, members.confidence)
+        pooled = pooled_cosine(np.array(sums).reshape(-1, 3), members.confidence)
         first, second = self._halves
         ways = [own.question_means(filter_positive(a, b)) for a, b in ((first, second), (second, first))]
         return SoundNumbers(

@@ -1,6 +1,6 @@
 """Per question sums, and from them each teacher's numbers: screening gains, gains over the null, targeted gains and alignment."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,19 +164,19 @@ def summarize_targeted(
     def total(values: Float[np.ndarray, "node"]) -> Estimate:
         return clustered_mean(np.array([np.sum(weight[i] * values[i]) / size[q] for q, i in clusters.items()]), level)
 
-    def statistic(columns: Sequence[Float[np.ndarray, "node"]], function: Callable[[np.ndarray], float]) -> Estimate:
+    def sums(*columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
         stacked = np.stack(columns, axis=-1)
-        sums = [np.nansum(weight[i, None] * stacked[i], axis=0) / size[q] for q, i in clusters.items()]
-        return clustered_statistic(np.array(sums).reshape(-1, len(columns)), function, level)
+        found = [np.nansum(weight[i, None] * stacked[i], axis=0) / size[q] for q, i in clusters.items()]
+        return np.array(found).reshape(-1, len(columns))
 
     score, advantage, gains = measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0]
     return Targeted(
         natural_gain=total(measures.natural_gain[:, 0]),
         gain_over_null=total(measures.natural_gain[:, 0] - null),
         gain=total(gains),
-        advantage=statistic([advantage, np.ones_like(advantage)], ratio),
-        mean_score=statistic([score, np.where(np.isnan(score), np.nan, 1.0)], ratio),
-        pooled_alignment=statistic([gains, ideal, measures.gradient_squared_norm], pooled_cosine),
+        advantage=clustered_statistic(sums(advantage, np.ones_like(advantage)), ratio, level),
+        mean_score=clustered_statistic(sums(score, np.where(np.isnan(score), np.nan, 1.0)), ratio, level),
+        pooled_alignment=pooled_cosine(sums(gains, ideal, measures.gradient_squared_norm), level),
         num_nodes=int(chosen.sum()),
         num_undefined=int(np.isnan(score[chosen]).sum()),
     )

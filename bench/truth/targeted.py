@@ -1,0 +1,364 @@
+"""Targeted rollouts on paths of the exact world: coverage and bias of per-node and pooled numbers.
+
+Nodes are drawn, split into strata and given continuations by the functions that the pipeline calls; the outcome of a continuation is drawn from the
+stratum's exact success, which is its law. Numbers and intervals are the summary's own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from page import Section, band, fixed
+
+from opdscope.config import Config, TargetedConfig
+from opdscope.core.alignment import alignment_score, gain, ideal_squared_norm, natural_alignment, natural_gain, teacher_advantage
+from opdscope.core.divergences import signal_of
+from opdscope.core.gradients import distillation_gradient
+from opdscope.core.randomness import generator
+from opdscope.core.sampling import allocate_continuations, choose_candidates, inclusion_probabilities, node_importance, systematic_sample
+from opdscope.core.screening import StudentRows, compare_rows
+from opdscope.core.success import StratumOutcomes
+from opdscope.models.exact import ReasoningWorld
+from opdscope.pipeline.strata import stratum_signals
+from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior
+from opdscope.summary.teachers import summarize_targeted
+
+TEACHERS = ("good", "harmful", "random", "sharpened")
+OBJECTIVE = "reverse_kl"
+WIDTH = 8
+NUM_ROLLOUTS = 16
+BUDGETS = {"small": (12, 16), "medium": (24, 32), "large": (48, 128)}
+"""Questions and continuations a node of each."""
+
+PER_NODE = ("score", "natural_alignment", "gain", "natural_gain", "advantage")
+POOLED = ("natural_gain", "gain", "advantage", "mean_score", "pooled_alignment")
+
+
+def make_config(num_draws: int = 200) -> Config:
+    """The default targeted protocol on the exact world."""
+    return Config.model_validate(
+        {
+            "student": {"model_name_or_path": "exact:itself"},
+            "teachers": [{"name": "good", "teacher_model_name_or_path": "exact:good"}],
+            "task": {"kind": "exact"},
+            "objectives": [OBJECTIVE],
+            "targeted": {"paths_per_outcome": 1, "nodes_per_path": 4},
+            "analysis": {"num_draws": num_draws},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact per-node numbers, position × state, by teacher, with occupancy given the path's outcome."""
+
+    values: dict[str, dict[str, np.ndarray]]
+    occupancy: dict[str, np.ndarray]
+    success_rate: float
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Measured paths; a repetition draws from them."""
+
+    nodes: NodeArrays
+    posterior: Posterior
+    measures: dict[str, NodeMeasures]
+    truths: list[Truth]
+    paths: list[list[tuple[bool, list[list[int]]]]]
+    """By question and rollout: whether it is correct, and the nodes of each measured replicate of it."""
+    places: list[tuple[int, int, int]]
+    """Question, position and state of every node."""
+
+
+def coverage(world: ReasoningWorld, num_questions: int, repetitions: int) -> list[Section]:
+    """Per-node and pooled intervals at every budget."""
+    config = make_config()
+    node_rows: list[list[Any]] = []
+    pooled_rows: list[list[Any]] = []
+    node_checks: list[tuple[str, bool]] = []
+    pooled_checks: list[tuple[str, bool]] = []
+    for budget, (questions, continuations) in BUDGETS.items():
+        bank = make_bank(world, config, num_questions, continuations)
+        rows, checks = _per_node(bank, budget, continuations, repetitions)
+        node_rows += rows
+        node_checks += checks
+        rows, checks = _pooled(bank, config, budget, questions, continuations, repetitions)
+        pooled_rows += rows
+        pooled_checks += checks
+    text = f"Nodes as the pipeline draws them, one interval each; {band(repetitions)} Teachers: {', '.join(TEACHERS)}; lowest and highest over them."
+    columns = ["budget", "continuations a node", "90 % interval of", "nodes", "coverage", "lowest", "highest"]
+    per_node = Section("Targeted rollouts: intervals of single nodes", text, columns, node_rows, node_checks)
+    text = (
+        f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* and "
+        "*incorrect*: paths of that outcome only. The truth is dynamic programming's over the full vocabulary. The last column is the bias in "
+        "Monte Carlo errors, for the teacher where it is largest; in brackets the bias itself."
+    )
+    columns = [
+        "budget",
+        "questions",
+        "continuations a node",
+        "90 % interval of",
+        "paths",
+        "coverage",
+        "lowest",
+        "highest",
+        "bias / its error",
+    ]
+    return [per_node, Section("Targeted rollouts: pooled over questions", text, columns, pooled_rows, pooled_checks)]
+
+
+def _per_node(bank: Bank, budget: str, continuations: int, repetitions: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
+    rows: list[list[Any]] = []
+    checks: list[tuple[str, bool]] = []
+    chosen = generator("truth", "nodes", budget).permutation(len(bank.places))[: max(repetitions, 4000)]
+    for name in PER_NODE:
+        shares: list[float] = []
+        counts: list[int] = []
+        for teacher, measures in bank.measures.items():
+            exact = np.array([bank.truths[q].values[teacher][name][t, s] for q, t, s in (bank.places[i] for i in chosen)])
+            low, high = getattr(measures, name)[chosen, 1], getattr(measures, name)[chosen, 2]
+            # terminal nodes are known without sampling; an interval of width zero holds its truth up to rounding
+            use = ~np.isnan(exact) & ~np.isnan(low) & (high - low > 1e-9)
+            shares.append(float(np.mean((low[use] <= exact[use]) & (exact[use] <= high[use]))))
+            counts.append(int(use.sum()))
+        rows.append([budget, continuations, name.replace("_", " "), f"{min(counts):,}", *_shares(np.array(shares))])
+        checks.append(
+            (f"{name.replace('_', ' ')} of a node, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92)
+        )
+    return rows, checks
+
+
+def _pooled(
+    bank: Bank, config: Config, budget: str, num_questions: int, continuations: int, repetitions: int
+) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
+    source = generator("truth", "targeted", budget)
+    wanted = [(teacher, "all") for teacher in TEACHERS] + [
+        ("good", "correct"),
+        ("good", "incorrect"),
+        ("sharpened", "correct"),
+        ("sharpened", "incorrect"),
+    ]
+    truths = {key: _pooled_truth(bank, *key) for key in wanted}
+    held: dict[tuple[str, str], list[list[bool]]] = {key: [] for key in wanted}
+    errors: dict[tuple[str, str], list[list[float]]] = {key: [] for key in wanted}
+    for _ in range(repetitions):
+        nodes, index = _draw(bank, num_questions, source)
+        posterior = Posterior(bank.posterior.mean[index], np.empty((0, 0, 0)), bank.posterior.ideal_squared_norm[index])
+        for teacher, paths in wanted:
+            found = summarize_targeted(_select(bank.measures[teacher], index), np.zeros(len(index)), nodes, posterior, paths, config)
+            estimates = [getattr(found, name) for name in POOLED]
+            exact = truths[teacher, paths]
+            held[teacher, paths].append(
+                [bool(e.low <= t <= e.high) if np.isfinite(e.low) else False for e, t in zip(estimates, exact, strict=True)]
+            )
+            errors[teacher, paths].append([e.value - t for e, t in zip(estimates, exact, strict=True)])
+    rows: list[list[Any]] = []
+    checks: list[tuple[str, bool]] = []
+    for k, name in enumerate(POOLED):
+        for paths in ("all", "correct", "incorrect"):
+            own = [key for key in wanted if key[1] == paths]
+            shares = np.array([np.mean([h[k] for h in held[key]]) for key in own])
+            deviations = [np.array([e[k] for e in errors[key]]) for key in own]
+            bias = np.array([np.nanmean(d) for d in deviations])
+            # the bank holds so many measured paths; what it misses the truth by is no bias of the estimator
+            size = sum(len(replicates) for question in bank.paths for _, replicates in question)
+            error = np.array([np.nanstd(d) for d in deviations]) * np.sqrt(1 / repetitions + 2 * num_questions / size)
+            worst = int(np.argmax(np.abs(bias) / error))
+            ratio = abs(float(bias[worst] / error[worst]))
+            cell = f"{fixed(ratio)} ({fixed(float(bias[worst]), 4)}, {own[worst][0]})"
+            rows.append([budget, num_questions, continuations, name.replace("_", " "), paths, *_shares(shares), cell])
+            label = f"{name.replace('_', ' ')}, {paths} paths, {budget}"
+            checks.append((f"{label}: coverage within 88–92 %", bool(shares.min() >= 0.88 and shares.max() <= 0.92)))
+            checks.append((f"{label}: bias within 4 Monte Carlo errors", ratio < 4))
+    return rows, checks
+
+
+def _shares(shares: np.ndarray) -> list[str]:
+    return [f"{shares.mean():.1%}", f"{shares.min():.1%}", f"{shares.max():.1%}"]
+
+
+def _draw(bank: Bank, num_questions: int, source: np.random.Generator) -> tuple[NodeArrays, np.ndarray]:
+    """Questions with replacement, rollouts without, one path of each outcome, one replicate of its nodes."""
+    rows: list[dict[str, Any]] = []
+    index: list[int] = []
+    for cluster, question in enumerate(source.integers(len(bank.paths), size=num_questions).tolist()):
+        own = bank.paths[question]
+        rollouts = source.permutation(len(own))[:NUM_ROLLOUTS].tolist()
+        for outcome in (True, False):
+            same = [r for r in rollouts if own[r][0] == outcome]
+            if not same:
+                continue
+            replicates = own[same[0]][1]
+            members = replicates[int(source.integers(len(replicates)))]
+            index += members
+            rows += [{**bank.nodes.rows[i], "question_id": str(cluster), "path_inclusion": 1 / len(same)} for i in members]
+    chosen = np.array(index)
+    outcomes = bank.nodes.outcomes
+    subset = StratumOutcomes(outcomes.num_correct[chosen], outcomes.num_verified[chosen], outcomes.terminal[chosen])
+    return NodeArrays(rows, bank.nodes.probs[chosen], bank.nodes.squared_probs[chosen], bank.nodes.is_tail[chosen], subset), chosen
+
+
+def _select(measures: NodeMeasures, index: np.ndarray) -> NodeMeasures:
+    """The measures at some nodes, in their order; every node of the bank has every teacher."""
+    arrays = {name: getattr(measures, name)[index] for name in (*PER_NODE, "gradient_squared_norm", "reverse_kl", "tail_prob")}
+    return NodeMeasures(measures.teacher, measures.objective, np.arange(len(index)), **arrays)
+
+
+def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
+    """What the pooled numbers estimate; a question counts as often as it has a path of the class."""
+    sums = []
+    for truth in bank.truths:
+        v, occupancy = truth.values[teacher], truth.occupancy[paths]
+        rate = {"all": 1.0, "correct": 1 - (1 - truth.success_rate) ** NUM_ROLLOUTS, "incorrect": 1 - truth.success_rate**NUM_ROLLOUTS}[
+            paths
+        ]
+        defined = ~np.isnan(v["score"])
+        columns = [
+            v["natural_gain"],
+            v["gain"],
+            v["advantage"],
+            np.nan_to_num(v["score"]),
+            v["ideal_squared_norm"],
+            v["gradient_squared_norm"],
+            defined,
+            1.0,
+        ]
+        sums.append([rate, *(rate * np.sum(occupancy * column) for column in columns)])
+    weight, natural, euclidean, advantage, score, ideal, push, defined, positions = np.sum(sums, axis=0)
+    return [natural / weight, euclidean / weight, advantage / positions, score / defined, euclidean / np.sqrt(ideal * push)]
+
+
+def make_bank(
+    world: ReasoningWorld, config: Config, num_questions: int, continuations: int, num_rollouts: int = 48, replicates: int = 2
+) -> Bank:
+    """Draw rollouts, nodes and outcomes, and measure every teacher at every node."""
+    settings = config.targeted
+    rows: list[dict[str, Any]] = []
+    strata: list[dict[str, np.ndarray]] = []
+    signals: list[dict[str, Any]] = []
+    paths: list[list[tuple[bool, list[list[int]]]]] = []
+    places: list[tuple[int, int, int]] = []
+    truths: list[Truth] = []
+    for question in range(num_questions):
+        source = generator("truth", "bank", question, continuations)
+        student = world.student(question)
+        teachers = {name: world.teacher(name, question) for name in TEACHERS}
+        truths.append(_truth(world, question, teachers))
+        importance = _importance(student, teachers)
+        success = world.success(question)
+        measured: dict[tuple[int, int], tuple[dict[str, np.ndarray], list[dict[str, Any]]]] = {}
+        of_question: list[tuple[bool, list[list[int]]]] = []
+        for rollout in range(num_rollouts):
+            states, correct = _roll_out(world, student, source)
+            inclusion = inclusion_probabilities(importance[np.arange(len(states)), states], settings.nodes_per_path, settings.uniform_share)
+            sets: list[list[int]] = []
+            for replicate in range(replicates):
+                sets.append([])
+                for position in systematic_sample(inclusion, float(source.random())).tolist():
+                    place = (position, int(states[position]))
+                    if place not in measured:
+                        measured[place] = _stratify(
+                            student[place], success[place], {n: t[place] for n, t in teachers.items()}, settings, continuations
+                        )
+                    book, templates = measured[place]
+                    node_id = f"{question}/{rollout}/{replicate}/{position}"
+                    sets[-1].append(len(rows))
+                    places.append((question, *place))
+                    rows.append(_row(node_id, question, rollout, position, correct, float(inclusion[position])))
+                    strata.append({**book, "num_correct": source.binomial(book["num_verified"], book["success"])})
+                    signals += [{"node_id": node_id, **template} for template in templates]
+            of_question.append((correct, sets))
+        paths.append(of_question)
+    stacked = {name: np.array([s[name] for s in strata]) for name in strata[0]}
+    outcomes = StratumOutcomes(stacked["num_correct"], stacked["num_verified"], stacked["terminal"])
+    nodes = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes)
+    posterior = node_posterior(nodes, config)
+    measures = measure_nodes({"node_signals": pa.Table.from_pylist(signals)}, nodes, posterior, config)
+    return Bank(nodes, posterior, {m.teacher: m for m in measures}, truths, paths, places)
+
+
+def _row(node_id: str, question: int, rollout: int, position: int, correct: bool, inclusion: float) -> dict[str, Any]:
+    outcome = "correct" if correct else "incorrect"
+    return {
+        "node_id": node_id,
+        "question_id": str(question),
+        "rollout_index": rollout,
+        "position": position,
+        "path_outcome": outcome,
+        "path_inclusion": 1.0,
+        "inclusion": inclusion,
+    }
+
+
+def _roll_out(world: ReasoningWorld, student: np.ndarray, source: np.random.Generator) -> tuple[np.ndarray, bool]:
+    following, states, state, token = world.next_states(), [], 0, 0
+    for position, number in enumerate(source.random(len(student)).tolist()):
+        states.append(state)
+        token = min(int(np.searchsorted(np.cumsum(np.exp(student[position, state])), number)), student.shape[-1] - 1)
+        state = int(following[position, state, token])
+    return np.array(states), token == 0
+
+
+def _importance(student: np.ndarray, teachers: dict[str, np.ndarray]) -> np.ndarray:
+    shape = student.shape[:2]
+    rows = StudentRows.of(student.reshape(-1, student.shape[-1]))
+    push = np.array([compare_rows(rows, t.reshape(-1, student.shape[-1])).reverse_kl for t in teachers.values()])
+    return node_importance(rows.collision, push).reshape(shape)
+
+
+def _stratify(
+    student: np.ndarray, success: np.ndarray, teachers: dict[str, np.ndarray], settings: TargetedConfig, continuations: int
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Strata as the pipeline makes them, with their exact success, and every teacher's signals."""
+    probs = np.exp(student)
+    candidates = choose_candidates(probs, np.exp(np.array(list(teachers.values()))), settings.max_candidates, settings.min_candidate_prob)
+    tokens = candidates.token_ids
+    tail = probs.copy()
+    tail[tokens] = 0.0
+    mass = float(tail.sum())
+    ends = tokens < 2
+    sampled = np.append(~ends, mass >= settings.min_tail_prob)
+    share = np.append(candidates.share, max(1.0 - float(candidates.share.sum()), 0.0))
+    counts = allocate_continuations(share, continuations, settings.min_continuations, sampled)
+    columns = {
+        "probs": np.append(probs[tokens], mass),
+        "squared": np.append(probs[tokens] ** 2, np.sum(tail**2)),
+        "is_tail": np.append(np.zeros(len(tokens), dtype=bool), True),
+        "num_verified": counts,
+        "success": np.append(success[tokens], np.sum(tail * success) / mass if mass > 0 else 0.0),
+        "terminal": np.append(np.where(ends, success[tokens], np.nan), np.nan),
+    }
+    padding = {"terminal": np.nan}
+    book = {name: np.pad(values, (0, WIDTH - len(values)), constant_values=padding.get(name, 0)) for name, values in columns.items()}
+    templates = [
+        {"teacher": name, "objective": OBJECTIVE, **stratum_signals(student, rows, OBJECTIVE, tokens, tail)}
+        for name, rows in teachers.items()
+    ]
+    return book, templates
+
+
+def _truth(world: ReasoningWorld, question: int, teachers: dict[str, np.ndarray]) -> Truth:
+    student, success = world.student(question), world.success(question)
+    probs = np.exp(student)
+    value = np.sum(probs * success, axis=-1)
+    occupancy = world.occupancy(question)
+    rate = world.success_rate(question)
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name, rows in teachers.items():
+        signal, gradient = signal_of(OBJECTIVE)(student, rows), distillation_gradient(student, rows, OBJECTIVE)
+        centred = signal - np.sum(probs * signal, axis=-1, keepdims=True)
+        push = np.sum(gradient**2, axis=-1)
+        values[name] = {
+            "score": alignment_score(student, probs**2, gradient, push, success),
+            "natural_alignment": natural_alignment(student, signal, np.sum(probs * centred**2, axis=-1), success),
+            "gain": gain(student, gradient, success),
+            "natural_gain": natural_gain(student, signal, success),
+            "advantage": teacher_advantage(student, np.exp(rows), success),
+            "ideal_squared_norm": ideal_squared_norm(student, probs**2, success),
+            "gradient_squared_norm": push,
+        }
+    # the share of correct responses among those that pass through a node is the node's value
+    by_outcome = {"all": occupancy, "correct": occupancy * value / rate, "incorrect": occupancy * (1 - value) / (1 - rate)}
+    return Truth(values, by_outcome, rate)
