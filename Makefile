@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations setup models clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,14 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/sampler.py
+
+# Every estimator against worlds where the answer is known; writes docs/truth.md.
+bench-truth: $(STAMP)
+	$(BIN)/python bench/truth
+
+# Each formula made wrong in turn: a test must notice; writes docs/mutations.md.
+bench-mutations: $(STAMP)
+	$(BIN)/python bench/mutations.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)

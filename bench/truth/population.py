@@ -109,18 +109,17 @@ def _roll_out(
     """Outcomes, and per teacher and objective the sums over each response."""
     cumulative = np.cumsum(np.exp(world.student(question)), axis=-1)
     following = world.next_states()
-    positions = len(cumulative)
-    states = np.zeros((positions + 1, count), dtype=np.int64)
-    tokens = np.zeros((positions, count), dtype=np.int64)
-    for position in range(positions):
-        rows = cumulative[position, states[position]]
-        tokens[position] = np.sum(rows <= source.random(count)[:, None] * rows[:, -1:], axis=-1)
-        states[position + 1] = following[position, states[position], tokens[position]]
-    places = (np.arange(positions)[:, None], states[:-1], tokens)
-    natural = np.sum(tables.signal[:, :, *places], axis=2)
-    euclidean = np.sum(tables.gradient[:, :, *places], axis=2)
-    divergence = np.sum(tables.reverse_kl[:, *places[:2]], axis=1)
-    return (tokens[-1] == 0).astype(np.float64), natural, euclidean, divergence
+    states, tokens = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    natural, euclidean = np.zeros((*tables.signal.shape[:2], count)), np.zeros((*tables.signal.shape[:2], count))
+    divergence = np.zeros((len(NAMES), count))
+    for position in range(len(cumulative)):
+        rows = cumulative[position, states]
+        tokens = np.sum(rows <= source.random(count)[:, None] * rows[:, -1:], axis=-1)
+        natural += tables.signal[:, :, position, states, tokens]
+        euclidean += tables.gradient[:, :, position, states, tokens]
+        divergence += tables.reverse_kl[:, position, states]
+        states = following[position, states, tokens]
+    return (tokens == 0).astype(np.float64), natural, euclidean, divergence
 
 
 def _matched_temperatures(world: ReasoningWorld, num_questions: int) -> dict[str, float]:

@@ -67,8 +67,8 @@ def coverage(population: Population, repetitions: int) -> Section:
             rows.append([budget, shape, name, f"{share.mean():.1%}", f"{share.min():.1%}", f"{share.max():.1%}", bias])
             checks.append((f"{name}, {budget}: coverage within 88–92 %", bool(share.min() >= 0.88 and share.max() <= 0.92)))
     text = (
-        f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said; lowest and "
-        "highest are over teachers or pairs. The last column is the largest bias, in Monte Carlo errors."
+        f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said; lowest and highest are "
+        "over teachers or pairs. The last column is the largest bias, in Monte Carlo errors."
     )
     columns = ["budget", "questions × rollouts", "90 % interval of", "coverage", "lowest", "highest", "bias / its error"]
     return Section("Screening: coverage and bias", text, columns, rows, checks)
@@ -180,9 +180,9 @@ def order(population: Population, repetitions: int) -> Section:
         f"{name} {fixed(value, 3)}" for name, value in sorted(zip(names, truth.tolist(), strict=True), key=lambda item: -item[1])
     )
     text = (
-        f"{repetitions:,} repetitions a budget; exact natural gains (reverse KL): {exact}. *In order*: all {int(far.sum())} of {len(pairs)} pairs "
-        "at least .15 apart have the right sign. *Decided*: share of these pairs whose simultaneous interval excludes zero on the right side. "
-        "*Nearer, undecided*: share of the other pairs left open. *Wrong*: some pair was decided wrongly, ties included."
+        f"{repetitions:,} repetitions a budget; exact natural gains (reverse KL): {exact}. *In order*: all {int(far.sum())} of {len(pairs)} "
+        "pairs at least .15 apart have the right sign. *Decided*: share of these pairs whose simultaneous interval excludes zero on the right "
+        "side. *Nearer, undecided*: share of the other pairs left open. *Wrong*: some pair was decided wrongly, ties included."
     )
     columns = [
         "questions × rollouts",

@@ -91,9 +91,9 @@ def coverage(world: ReasoningWorld, num_questions: int, repetitions: int) -> lis
     columns = ["budget", "continuations a node", "90 % interval of", "nodes", "coverage", "lowest", "highest"]
     per_node = Section("Targeted rollouts: intervals of single nodes", text, columns, node_rows, node_checks)
     text = (
-        f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* and "
-        "*incorrect*: paths of that outcome only. The truth is dynamic programming's over the full vocabulary. The last column is the bias in "
-        "Monte Carlo errors, for the teacher where it is largest; in brackets the bias itself."
+        f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* "
+        "and *incorrect*: paths of that outcome only. The truth is dynamic programming's over the full vocabulary. The last column is the bias "
+        "in Monte Carlo errors, for the teacher where it is largest; in brackets the bias itself."
     )
     columns = [
         "budget",

@@ -1,0 +1,236 @@
+"""Breaks one formula at a time and checks that a test notices.
+
+    python bench/mutations.py
+
+Each mutation is one replacement in a copy of the package; the tests named beside it must then fail. Prints a table, writes docs/mutations.md and
+exits with 1 if a mutation survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A formula made wrong."""
+
+    what: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the pullback adds the mean instead of subtracting it",
+        "core/gradients.py",
+        "weighted - student_probs",
+        "weighted + student_probs",
+        "core_gradients",
+    ),
+    Mutation(
+        "the reverse-KL signal has the wrong sign",
+        "core/divergences.py",
+        "return teacher_logprobs - student_logprobs",
+        "return student_logprobs - teacher_logprobs",
+        "core_divergences",
+    ),
+    Mutation(
+        "the forward-KL signal is p/q",
+        "core/divergences.py",
+        "return xp.exp(teacher_logprobs - student_logprobs)",
+        "return xp.exp(student_logprobs - teacher_logprobs)",
+        "core_divergences",
+    ),
+    Mutation(
+        "beta weighs the student instead of the teacher",
+        "core/divergences.py",
+        "one * math.log(1.0 - beta), log_ratio + math.log(beta)",
+        "one * math.log(beta), log_ratio + math.log(1.0 - beta)",
+        "core_divergences",
+    ),
+    Mutation(
+        "the natural gain forgets the student's weights",
+        "core/alignment.py",
+        "return np.sum(probs * advantage * signal, axis=-1)",
+        "return np.mean(advantage * signal, axis=-1)",
+        "core_alignment",
+    ),
+    Mutation(
+        "the teacher advantage has the wrong sign",
+        "core/alignment.py",
+        '(_normalized(teacher_probs, "teacher") - probs)',
+        '(probs - _normalized(teacher_probs, "teacher"))',
+        "core_alignment",
+    ),
+    Mutation(
+        "the noise of the ideal norm ignores that V is estimated too",
+        "core/alignment.py",
+        "(1.0 - 2.0 * probs)",
+        "(1.0 + 0.0 * probs)",
+        "core_noise",
+    ),
+    Mutation(
+        "the baseline of screening includes the rollout itself",
+        "core/screening.py",
+        "verified - (np.sum(verified) - verified) / (len(verified) - 1)",
+        "verified - np.mean(verified)",
+        "core_screening",
+    ),
+    Mutation(
+        "screening's signal is not centred",
+        "core/screening.py",
+        "values - xp.sum(student.probs * values, axis=-1, keepdims=True)",
+        "values",
+        "core_rows core_screening exact_world",
+    ),
+    Mutation(
+        "the error of one question's gain lacks the jackknife's factor",
+        "core/screening.py",
+        "np.sqrt((count - 1) / count * spread)",
+        "np.sqrt(spread / count)",
+        "core_screening",
+    ),
+    Mutation(
+        "the variance of a success is divided by n",
+        "core/success.py",
+        "np.maximum(count - 1, 1), np.where(count == 1",
+        "np.maximum(count, 1), np.where(count == 1",
+        "core_success core_noise",
+    ),
+    Mutation(
+        "the posterior ignores its prior",
+        "core/success.py",
+        "alpha = strength * centre + outcomes.num_correct",
+        "alpha = 1e-3 + outcomes.num_correct",
+        "core_success core_coverage",
+    ),
+    Mutation(
+        "the prior is three times too strong",
+        "core/success.py",
+        "(_STRENGTHS + 1.0)) - 1.0)",
+        "(_STRENGTHS + 1.0)) - 1.0) * 3.0",
+        "core_success core_coverage",
+    ),
+    Mutation(
+        "targeted averages forget the nodes' inclusion probabilities",
+        "summary/teachers.py",
+        'weight = path_weight / np.array([row["inclusion"] for row in rows])',
+        "weight = path_weight",
+        "summary_teachers",
+    ),
+    Mutation(
+        "targeted averages forget the paths' inclusion probabilities",
+        "summary/teachers.py",
+        '1.0 / row["path_inclusion"] for row in rows',
+        "1.0 for row in rows",
+        "summary_teachers",
+    ),
+    Mutation(
+        "nodes are drawn by importance but called uniform",
+        "core/sampling.py",
+        "return np.searchsorted(upper[:-1], ticks",
+        "return np.searchsorted(np.linspace(0, upper[-1], len(upper) + 1)[1:-1], ticks",
+        "core_sampling",
+    ),
+    Mutation(
+        "the tail stratum is dropped", "pipeline/nodes.py", "has_tail = bool(tail.sum() > 0)", "has_tail = False", "pipeline_diagnosis"
+    ),
+    Mutation(
+        "intervals are normal instead of Student's",
+        "core/aggregation.py",
+        "half = float(stdtrit(count - 1, 0.5 + confidence / 2))",
+        "half = float(stdtrit(10**6, 0.5 + confidence / 2))",
+        "core_aggregation core_coverage",
+    ),
+    Mutation(
+        "the jackknife forgets its factor",
+        "core/aggregation.py",
+        "error = float(np.sqrt((count - 1) / count * np.sum(",
+        "error = float(np.sqrt(1 / count * np.sum(",
+        "core_aggregation core_coverage",
+    ),
+    Mutation(
+        "several intervals are each as wide as one",
+        "core/aggregation.py",
+        "np.max(np.abs(student), axis=1)",
+        "np.abs(student[:, 0])",
+        "core_aggregation",
+    ),
+    Mutation(
+        "the pooled alignment's interval takes the norm as known",
+        "core/aggregation.py",
+        "_COSINES * np.abs(_COSINES) * ideal * push",
+        "_COSINES * np.abs(_COSINES) * np.mean(ideal) * push",
+        "core_aggregation",
+    ),
+    Mutation(
+        "temperature multiplies instead of dividing",
+        "core/nulls.py",
+        "student_logprobs / temperature",
+        "student_logprobs * temperature",
+        "core_nulls",
+    ),
+    Mutation(
+        "a null is scaled by KL instead of its root",
+        "summary/teachers.py",
+        "float(np.sqrt(max(np.mean(own.reverse_kl[common]), 0.0) / size))",
+        "float(max(np.mean(own.reverse_kl[common]), 0.0) / size)",
+        "summary_teachers",
+    ),
+    Mutation(
+        "the paper's kept children are not renormalised",
+        "core/paper.py",
+        "np.where(mass > 0, inside / np.where(mass > 0, mass, 1.0), np.nan)",
+        "inside",
+        "core_paper",
+    ),
+)
+
+
+def main() -> None:
+    """Try every mutation in turn."""
+    rows: list[tuple[str, str, str]] = []
+    for mutation in MUTATIONS:
+        caught = _caught(mutation)
+        rows.append(
+            (mutation.what, f"{mutation.path}", ", ".join(f"test_{name}" for name in mutation.tests.split()) if caught else "**none**")
+        )
+        print(f"{'caught  ' if caught else 'SURVIVED'}  {mutation.what}", flush=True)
+    head = "# Mutations\n\nWritten by `make bench-mutations`: each formula is made wrong in turn, and the tests named must fail.\n\n"
+    table = "| what is made wrong | where | noticed by |\n| --- | --- | --- |\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    (ROOT / "docs" / "mutations.md").write_text(head + table, encoding="utf-8")
+    sys.exit(int(any(row[2] == "**none**" for row in rows)))
+
+
+def _caught(mutation: Mutation) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source)
+        target = source / "opdscope" / mutation.path
+        text = target.read_text(encoding="utf-8")
+        if text.count(mutation.old) != 1:
+            raise SystemExit(
+                f"{mutation.path}: expected {mutation.old!r} once, found it {text.count(mutation.old)} times; mend the list of mutations"
+            )
+        target.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+        tests = [str(ROOT / "tests" / f"test_{name}.py") for name in mutation.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        finished = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, text=True, check=False
+        )
+        if finished.returncode not in (0, 1):
+            raise SystemExit(f"{mutation.what}: the tests did not run:\n{finished.stdout}{finished.stderr}")
+        return finished.returncode == 1
+
+
+if __name__ == "__main__":
+    main()
