@@ -18,9 +18,19 @@ from opdscope.core.alignment import (
     natural_gain,
     teacher_advantage,
 )
+from opdscope.core.backup import back_up, backed_up_posterior
 from opdscope.core.randomness import generator
-from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength, success_noise
+from opdscope.core.success import (
+    StratumOutcomes,
+    mean_success,
+    posterior_success,
+    prior_mean,
+    prior_mean_draws,
+    prior_strength,
+    success_noise,
+)
 from opdscope.records import TAIL, Outcome
+from opdscope.summary.paths import read_links
 
 PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
@@ -123,24 +133,36 @@ class Posterior:
     """What the outcomes say about success at every node."""
 
     mean: Float[np.ndarray, "node stratum"]
-    """Observed success, unbiased where sampled."""
+    """Estimated success, unbiased where sampled."""
     draws: Float[np.ndarray, "draw node stratum"]
     """Posterior draws."""
     ideal_squared_norm: Float[np.ndarray, "node"]
     """Squared length of the ideal gradient, corrected for noise; may be negative."""
 
 
-def node_posterior(nodes: NodeArrays, config: Config) -> Posterior:
-    """Success of every stratum of every node; each node's draws have a seed of their own."""
-    centre = prior_mean(nodes.probs, nodes.outcomes)
-    strength = prior_strength(centre, nodes.outcomes)
-    draws = np.empty((config.analysis.num_draws, *nodes.probs.shape))
-    for i, row in enumerate(nodes.rows):
-        one = StratumOutcomes(nodes.outcomes.num_correct[i], nodes.outcomes.num_verified[i], nodes.outcomes.terminal[i])
-        source = generator(config.seed, "posterior", row["node_id"])
-        draws[:, i] = posterior_success(one, centre[i], strength, config.analysis.num_draws, source)
-    mean = mean_success(nodes.probs, nodes.outcomes)
-    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success_noise(nodes.outcomes))
+def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
+    """Success of every stratum of every node, backed up along paths unless the config says otherwise; each node's draws have their own seed.
+
+    Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
+    """
+    backs_up = config.analysis.back_up and config.protocol == "default"
+    probs, outcomes, num_draws = nodes.probs, nodes.outcomes, config.analysis.num_draws
+    centre = prior_mean(probs, outcomes)
+    strength = prior_strength(centre, outcomes)
+    sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
+    if backs_up:
+        links = read_links(tables, nodes.rows)
+        success = back_up(probs, outcomes, links)
+        mean, variance = success.mean, success.variance
+        centres = prior_mean_draws(centre, outcomes, strength, num_draws, sources)
+        draws = backed_up_posterior(probs, outcomes, links, centres, strength, sources)
+    else:
+        mean, variance = mean_success(probs, outcomes), success_noise(outcomes)
+        draws = np.empty((num_draws, *probs.shape))
+        for i, source in enumerate(sources):
+            one = StratumOutcomes(outcomes.num_correct[i], outcomes.num_verified[i], outcomes.terminal[i])
+            draws[:, i] = posterior_success(one, centre[i], strength, num_draws, source)
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, variance)
     return Posterior(mean, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, mean) - noise)
 
 
@@ -200,7 +222,7 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
     nodes = read_nodes(tables)
     if not nodes.rows:
         return pa.table({})
-    posterior = node_posterior(nodes, config)
+    posterior = node_posterior(tables, nodes, config)
     chunks: list[pa.Table] = []
     for m in measure_nodes(tables, nodes, posterior, config):
         rows = [nodes.rows[i] for i in m.index]
