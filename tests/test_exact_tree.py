@@ -18,6 +18,8 @@ from opdscope.models.base import SampleRequest, ScoreRequest, require_same_vocab
 from opdscope.models.exact import TEACHERS, ExactModel, ReasoningWorld, TreeWorld
 from opdscope.models.exact.tree import FIRST_LETTER
 from opdscope.models.exact.world import RIGHT, START, WRONG
+from opdscope.summary.nodes import read_nodes
+from opdscope.summary.paths import read_links
 
 WORLD = TreeWorld(depth=4, seed=3)
 LETTERS = range(FIRST_LETTER, len(WORLD.texts))
@@ -157,6 +159,56 @@ def test_the_whole_pipeline_finds_the_known_order_and_its_intervals_hold_the_tru
         # the interval is at 90 % and over questions; widened to four standard errors, six comparisons hold together
         reach = 4 / stats.t.ppf(0.95, 23)
         assert abs(found["value"] - exact) < reach * (found["high"] - found["low"]) / 2, teacher["name"]
+
+
+def test_backing_up_agrees_with_the_truth_and_with_leaving_it_out(tmp_path: Any) -> None:
+    run = opdscope.diagnose({**CONFIG, "targeted": {**CONFIG["targeted"], "nodes_per_path": 4}}, run_dir=tmp_path / "run")
+    tables = run.tables()
+
+    def targeted(back_up: bool) -> dict[str, dict[str, float]]:
+        analysis = run.config.analysis.model_copy(update={"back_up": back_up})
+        data = opdscope.summarize(tables, run.config.model_copy(update={"analysis": analysis})).data
+        return {t["name"]: t["targeted"]["all"]["natural_gain"] for t in data["teachers"] if t["name"] in TEACHERS}
+
+    on, off = targeted(True), targeted(False)
+    for name in on:
+        exact = np.mean([WORLD.natural_gain(question, name, "reverse_kl") for question in range(24)])
+        for found in (on[name], off[name]):
+            assert abs(found["value"] - exact) < 4 * found["standard_error"], name
+        # same paths and nodes: they differ by less than they err
+        assert 0 < abs(on[name]["value"] - off[name]["value"]) < on[name]["standard_error"], name
+
+
+def test_links_and_stored_log_probabilities_are_the_worlds(tmp_path: Any) -> None:
+    run = opdscope.diagnose({**CONFIG, "targeted": {**CONFIG["targeted"], "nodes_per_path": 2}}, run_dir=tmp_path / "run")
+    tables = run.tables()
+    nodes = read_nodes(tables)
+    links = read_links(tables, nodes.rows)
+    responses = {(row["question_id"], row["rollout_index"]): row["token_ids"] for row in tables["rollouts"].to_pylist()}
+    stored = {(row["question_id"], row["rollout_index"]): row["logprob"] for row in tables["student_positions"].to_pylist()}
+    strata = {(row["node_id"], row["stratum"]): row["token_id"] for row in tables["strata"].to_pylist()}
+    excess, variance, num_links = 0.0, 0.0, 0
+    for i, (row, j) in enumerate(zip(nodes.rows, links.next_node, strict=True)):
+        path = (row["question_id"], row["rollout_index"])
+        response = responses[path]
+        taken = np.array(response)[:, None]
+        question = int(path[0].rsplit("-", 1)[1])
+        logprobs = np.take_along_axis(rows("itself", question, [tuple(response)])[0], taken, axis=-1)[:, 0]
+        np.testing.assert_allclose(stored[path], logprobs, rtol=1e-6)  # float32
+        if j < 0:
+            continue
+        following = nodes.rows[j]
+        assert (following["question_id"], following["rollout_index"]) == path
+        assert strata[row["node_id"], int(links.stratum[i])] == response[row["position"]]
+        expected = np.exp(np.sum(logprobs[row["position"] + 1 : following["position"]]))
+        assert links.stay_prob[i] == pytest.approx(expected, rel=1e-6)
+        count = int(nodes.outcomes.num_verified[i, links.stratum[i]])
+        excess += links.num_staying[i] - count * expected
+        variance += count * expected * (1 - expected)
+        num_links += 1
+    assert num_links > 20
+    assert variance > 0
+    assert abs(excess) < 4 * np.sqrt(variance)  # a sum of binomial counts, wrong by chance once in 16,000
 
 
 def test_the_worlds_do_not_share_a_vocabulary() -> None:

@@ -143,6 +143,14 @@ def test_the_section_has_the_papers_numbers_beside_sound_ones(finished: Run) -> 
     assert opdscope.summarize(finished.tables(), finished.config).data["targeted"] is None
 
 
+def test_nodes_that_lie_on_several_paths_are_never_backed_up(finished: Run) -> None:
+    analysis = finished.config.analysis.model_copy(update={"back_up": False})
+    without = finished.config.model_copy(update={"analysis": analysis})
+    tables = finished.tables()
+    assert finished.config.analysis.back_up
+    assert opdscope.summarize(tables, finished.config).to_json() == opdscope.summarize(tables, without).to_json()
+
+
 def test_a_second_run_repeats_no_finished_work_and_an_interrupted_one_ends_alike(finished: Run, tmp_path: Path) -> None:
     again = opdscope.diagnose(SMALL, run_dir=tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in again.path.rglob("*.parquet")}

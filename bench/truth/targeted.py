@@ -20,11 +20,12 @@ from opdscope.core.sampling import allocate_continuations, choose_candidates, in
 from opdscope.core.screening import StudentRows, compare_rows
 from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import ReasoningWorld
+from opdscope.models.exact.world import normalised
 from opdscope.pipeline.strata import stratum_signals
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior
 from opdscope.summary.teachers import summarize_targeted
 
-TEACHERS = ("good", "harmful", "random", "sharpened")
+TEACHERS = ("good, noisy", "harmful, noisy", "random", "sharpened")
 OBJECTIVE = "reverse_kl"
 WIDTH = 8
 NUM_ROLLOUTS = 16
@@ -44,9 +45,21 @@ def make_config(num_draws: int = 200) -> Config:
             "task": {"kind": "exact"},
             "objectives": [OBJECTIVE],
             "targeted": {"paths_per_outcome": 1, "nodes_per_path": 4},
-            "analysis": {"num_draws": num_draws},
+            # outcomes are drawn per stratum, without the tokens that would tell which continuations arrive at the next node
+            "analysis": {"num_draws": num_draws, "back_up": False},
         }
     )
+
+
+def teacher_logprobs(world: ReasoningWorld, name: str, question: int) -> np.ndarray:
+    """A teacher of the world; a noisy one has the random teacher's noise on top of what it knows.
+
+    Without noise the cosine of a good teacher is exactly 1 wherever it pushes, which no interval made of draws can hold.
+    """
+    known, _, noisy = name.partition(", ")
+    if not noisy:
+        return world.teacher(known, question)
+    return normalised(world.teacher(known, question) + world.teacher("random", question) - world.student(question))
 
 
 @dataclass(frozen=True)
@@ -135,8 +148,8 @@ def _pooled(
 ) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
     source = generator("truth", "targeted", budget)
     wanted = [(teacher, "all") for teacher in TEACHERS] + [
-        ("good", "correct"),
-        ("good", "incorrect"),
+        ("good, noisy", "correct"),
+        ("good, noisy", "incorrect"),
         ("sharpened", "correct"),
         ("sharpened", "incorrect"),
     ]
@@ -244,7 +257,7 @@ def make_bank(
     for question in range(num_questions):
         source = generator("truth", "bank", question, continuations)
         student = world.student(question)
-        teachers = {name: world.teacher(name, question) for name in TEACHERS}
+        teachers = {name: teacher_logprobs(world, name, question) for name in TEACHERS}
         truths.append(_truth(world, question, teachers))
         importance = _importance(student, teachers)
         success = world.success(question)
@@ -274,7 +287,7 @@ def make_bank(
     stacked = {name: np.array([s[name] for s in strata]) for name in strata[0]}
     outcomes = StratumOutcomes(stacked["num_correct"], stacked["num_verified"], stacked["terminal"])
     nodes = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes)
-    posterior = node_posterior(nodes, config)
+    posterior = node_posterior({}, nodes, config)
     measures = measure_nodes({"node_signals": pa.Table.from_pylist(signals)}, nodes, posterior, config)
     return Bank(nodes, posterior, {m.teacher: m for m in measures}, truths, paths, places)
 

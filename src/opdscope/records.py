@@ -97,7 +97,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     # Teachers made from the student. `strength`: temperature, or scale of the noise; `matched_teacher`: whose mean entropy it has, or empty.
     "nulls": _schema(teacher=pa.string(), kind=pa.string(), strength=pa.float64(), matched_teacher=pa.string()),
     # The student at every position of a measured rollout. Lists: one entry per response token; entropy in nats.
-    "student_positions": _schema(question_id=pa.string(), rollout_index=pa.int32(), entropy=_FLOATS, collision=_FLOATS),
+    # logprob: of the token that was taken.
+    "student_positions": _schema(question_id=pa.string(), rollout_index=pa.int32(), logprob=_FLOATS, entropy=_FLOATS, collision=_FLOATS),
     # A teacher beside the student at every position. Lists: one entry per response token; divergences and entropy in nats.
     "teacher_positions": _schema(
         question_id=pa.string(),

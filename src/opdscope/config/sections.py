@@ -251,6 +251,8 @@ class AnalysisConfig(_Strict):
     """Level of every interval."""
     num_draws: int = Field(default=400, ge=100)
     """Posterior draws a node."""
+    back_up: bool = True
+    """Let the later nodes of a path inform the success of its tokens at the earlier ones; no effect under `protocol: paper`."""
     smallest_gain: float = Field(default=0.05, ge=0)
     """Least gain over null, in success per unit step, that would be of use: a teacher whose interval lies below it does not help."""
 

@@ -43,6 +43,10 @@ class StudentRows:
         with np.errstate(invalid="ignore"):
             return cls(logprobs, probs, -_mean(probs, logprobs), xp.sum(probs * probs, axis=-1))
 
+    def of_tokens(self, taken: Int[Array, "row"]) -> Float[Array, "row"]:
+        """Natural-log probability of one token at each position."""
+        return array_namespace(taken).take_along_axis(self.logprobs, taken[:, None], axis=-1)[:, 0]
+
 
 @dataclass(frozen=True)
 class TeacherRows:

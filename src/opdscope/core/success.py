@@ -3,6 +3,7 @@
 # pyright: reportMissingTypeStubs=false
 # pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +51,33 @@ def mean_success(student_probs: Float[np.ndarray, "*batch stratum"], outcomes: S
         >>> mean_success(np.array([0.9, 0.1]), outcomes).tolist()
         [0.75, 0.75]
     """
-    shares = np.where(np.isnan(outcomes.terminal), _share(outcomes.num_correct, outcomes.num_verified), outcomes.terminal)
-    sampled = ~np.isnan(shares)
+    return fill_unsampled(student_probs, observed_success(outcomes))
+
+
+def observed_success(outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch stratum"]:
+    """Observed success of each stratum, NaN where there was no verdict; known success where the token ends the response.
+
+    Example:
+        >>> observed_success(StratumOutcomes(np.array([3, 0, 0]), np.array([4, 0, 0]), np.array([np.nan, np.nan, 1.0]))).tolist()
+        [0.75, nan, 1.0]
+    """
+    return np.where(np.isnan(outcomes.terminal), _share(outcomes.num_correct, outcomes.num_verified), outcomes.terminal)
+
+
+def fill_unsampled(
+    student_probs: Float[np.ndarray, "*batch stratum"], success: Float[np.ndarray, "*batch stratum"]
+) -> Float[np.ndarray, "*batch stratum"]:
+    """Success with the value of the node's other strata in place of NaN, and so without an advantage; NaN if all strata of a node are.
+
+    Example:
+        >>> fill_unsampled(np.array([0.5, 0.3, 0.2]), np.array([0.5, 0.9, np.nan])).round(4).tolist()
+        [0.5, 0.9, 0.65]
+    """
+    sampled = ~np.isnan(success)
     mass = np.sum(np.where(sampled, student_probs, 0.0), axis=-1, keepdims=True)
-    total = np.sum(np.where(sampled, student_probs * np.where(sampled, shares, 0.0), 0.0), axis=-1, keepdims=True)
+    total = np.sum(np.where(sampled, student_probs * np.where(sampled, success, 0.0), 0.0), axis=-1, keepdims=True)
     value = np.where(mass > 0, total / np.where(mass > 0, mass, 1.0), np.nan)
-    return np.where(sampled, shares, value)
+    return np.where(sampled, success, value)
 
 
 def success_noise(outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch stratum"]:
@@ -95,25 +117,79 @@ def prior_strength(prior_mean: Float[np.ndarray, "node"], outcomes: StratumOutco
     References:
         Casella (1985), An introduction to empirical Bayes data analysis.
     """
-    use = (outcomes.num_verified > 0) & np.isnan(outcomes.terminal)
-    if not use.any():
+    evidence = _Evidence.of(prior_mean, outcomes)
+    if not evidence.pairs[1].any():
         return 2.0
-    correct, count = np.where(use, outcomes.num_correct, 0), np.where(use, outcomes.num_verified, 0)
-    pairs, inverse = np.unique(np.stack([correct.ravel(), count.ravel()]), axis=1, return_inverse=True)
-    index = inverse.reshape(use.shape)
-    # one more in every cell: a node's value may lie where no estimate does
-    weights = np.log(1 + np.histogram(prior_mean, bins=len(_VALUES), range=(0.0, 1.0))[0])
-    likelihood = np.array([_log_likelihood(strength, pairs, index, weights) for strength in _STRENGTHS])
+    likelihood = np.array([float(np.sum(np.logaddexp.reduce(evidence.joint(strength), axis=0))) for strength in _STRENGTHS])
     posterior = np.exp(likelihood - likelihood.max())
     return float(np.sum(posterior) / np.sum(posterior / (_STRENGTHS + 1.0)) - 1.0)
 
 
-def _log_likelihood(
-    strength: float, pairs: Int[np.ndarray, "2 pair"], index: Int[np.ndarray, "node stratum"], weights: Float[np.ndarray, "value"]
-) -> float:
-    alpha, beta = strength * _VALUES[:, None], strength * (1.0 - _VALUES[:, None])
-    table = betaln(alpha + pairs[0], beta + pairs[1] - pairs[0]) - betaln(alpha, beta)
-    return float(np.sum(np.logaddexp.reduce(np.sum(table[:, index], axis=-1) + weights[:, None], axis=0)))
+def prior_mean_draws(
+    prior_mean: Float[np.ndarray, "node"],
+    outcomes: StratumOutcomes,
+    strength: float,
+    num_draws: int,
+    generators: Sequence[np.random.Generator],
+) -> Float[np.ndarray, "draw node"]:
+    r"""Draws of the centre of each node's prior, for questions in which the node's level counts and not only how its strata differ.
+
+    Args:
+        prior_mean: Value of each node as far as it is known, in (0, 1); only the distribution of these values over all nodes is used.
+        outcomes: Outcomes, `node × stratum`.
+        strength: Prior strength κ in continuations, from :func:`prior_strength`.
+        num_draws: How many draws.
+        generators: Source of randomness of each node.
+
+    Returns:
+        Centres in (0, 1).
+
+    Notes:
+        :math:`p(m \mid \text{outcomes}) \propto p(m) \prod_j \operatorname{BetaBinomial}(c_j; n_j, \kappa m, \kappa (1 - m))`, the same joint
+        that :func:`prior_strength` sums over m. With the centre held at its estimate, strata that borrow from one another much (large κ)
+        would leave the node's value hardly any uncertainty, however few continuations it rests on.
+
+    Example:
+        >>> sources = [np.random.default_rng(0)]
+        >>> outcomes = StratumOutcomes(np.array([[30, 28]]), np.array([[40, 40]]), np.full((1, 2), np.nan))
+        >>> draws = prior_mean_draws(np.array([0.72]), outcomes, 20.0, 400, sources)
+        >>> draws.shape, bool(0.6 < draws.mean() < 0.8)
+        ((400, 1), True)
+    """
+    joint = _Evidence.of(prior_mean, outcomes).joint(strength)
+    chances = np.cumsum(np.exp(joint - np.logaddexp.reduce(joint, axis=0)), axis=0)
+    draws = np.empty((num_draws, len(prior_mean)))
+    for node, generator in enumerate(generators):
+        cell = np.searchsorted(chances[:-1, node], generator.random(num_draws), side="right")
+        draws[:, node] = (cell + generator.uniform(0.01, 0.99, size=num_draws)) / len(_VALUES)  # anywhere in the cell, never 0 or 1
+    return draws
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What outcomes say about the values of nodes, in a form from which any prior strength is tried quickly."""
+
+    pairs: Int[np.ndarray, "2 pair"]
+    """Every different pair of correct and verified continuations."""
+    index: Int[np.ndarray, "node stratum"]
+    """Which pair each stratum has; one without information has (0, 0)."""
+    weights: Float[np.ndarray, "value"]
+    """Log weight of each value of the grid."""
+
+    @classmethod
+    def of(cls, prior_mean: Float[np.ndarray, "node"], outcomes: StratumOutcomes) -> "_Evidence":
+        use = np.isnan(outcomes.terminal)
+        correct, count = np.where(use, outcomes.num_correct, 0), np.where(use, outcomes.num_verified, 0)
+        pairs, inverse = np.unique(np.stack([correct.ravel(), count.ravel()]), axis=1, return_inverse=True)
+        # one more in every cell: a node's value may lie where no estimate does
+        weights = np.log(1 + np.histogram(prior_mean, bins=len(_VALUES), range=(0.0, 1.0))[0])
+        return cls(pairs, inverse.reshape(use.shape), weights)
+
+    def joint(self, strength: float) -> Float[np.ndarray, "value node"]:
+        """Log of prior times likelihood of each value of each node, up to a constant."""
+        alpha, beta = strength * _VALUES[:, None], strength * (1.0 - _VALUES[:, None])
+        table = betaln(alpha + self.pairs[0], beta + self.pairs[1] - self.pairs[0]) - betaln(alpha, beta)
+        return np.sum(table[:, self.index], axis=-1) + self.weights[:, None]
 
 
 def prior_mean(student_probs: Float[np.ndarray, "*batch stratum"], outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch"]:

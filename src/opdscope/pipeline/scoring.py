@@ -1,13 +1,12 @@
 """Screening: one teacher-forced pass per teacher over the measured rollouts, reduced over the vocabulary chunk by chunk."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from opdscope.core.screening import ObjectiveRows, StudentRows, TeacherRows, compare_rows, reduce_rows
+from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
 from opdscope.pipeline.experiment import Experiment, unit_names
 from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
 from opdscope.pipeline.scores import Array, Response, Scores, blocks, teacher_prompts, to_numpy
@@ -57,16 +56,16 @@ def _reduce_question(
     keys = [RowKey(r.question_id, r.rollout_index, t) for r in responses for t in r.positions]
     kept: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
 
-    def keep(key: tuple[str, ...], rows: StudentRows | TeacherRows | ObjectiveRows, names: Sequence[str], places: slice) -> None:
+    def keep(key: tuple[str, ...], values: Mapping[str, Array], places: slice) -> None:
         # copied into place: small arrays that live on between the large ones would keep the allocator from using their room again
-        columns = kept.setdefault(key, {name: np.empty(len(taken_ids), dtype=np.float32) for name in names})
-        for name in names:
-            columns[name][places] = to_numpy(getattr(rows, name))
+        columns = kept.setdefault(key, {name: np.empty(len(taken_ids), dtype=np.float32) for name in values})
+        for name, own in values.items():
+            columns[name][places] = to_numpy(own)
 
     def compare(student: StudentRows, taken: Array, teacher: str, logprobs: Array, places: slice) -> None:
-        keep((teacher,), compare_rows(student, logprobs), _names(TeacherRows), places)
+        keep((teacher,), vars(compare_rows(student, logprobs)), places)
         for objective in experiment.config.objectives:
-            keep((teacher, objective), reduce_rows(student, logprobs, taken, objective), _names(ObjectiveRows), places)
+            keep((teacher, objective), vars(reduce_rows(student, logprobs, taken, objective)), places)
 
     for chunk in scores.chunks(responses[0].question_id):
         xp, pieces = array_namespace(chunk.student), blocks(chunk.student)
@@ -74,7 +73,8 @@ def _reduce_question(
         taken = xp.asarray(taken_ids[chunk.start : chunk.start + chunk.student.shape[0]], device=device(chunk.student))
         places = [slice(chunk.start + block.start, chunk.start + block.stop) for block in pieces]
         for block, place, student in zip(pieces, places, students, strict=True):
-            keep((), student, ("entropy", "collision"), place)
+            own = {"logprob": student.of_tokens(taken[block]), "entropy": student.entropy, "collision": student.collision}
+            keep((), own, place)
             for null in nulls:
                 compare(student, taken[block], null.name, null.rows(student.logprobs, keys[place]), place)
         for teacher, logprobs in chunk.teachers:
@@ -87,7 +87,3 @@ def _reduce_question(
         for response, start, stop in zip(responses, bounds, bounds[1:], strict=False):
             identity = {"question_id": response.question_id, "rollout_index": response.rollout_index, **labels}
             tables[table_of[len(key)]].append({**identity, **{name: values[start:stop] for name, values in columns.items()}})
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))

@@ -58,7 +58,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     teachers = _teachers(tables, config, screening)
     targeted: dict[str, Any] | None = None
     if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
-        posterior = node_posterior(nodes, config)
+        posterior = node_posterior(tables, nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)

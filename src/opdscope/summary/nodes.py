@@ -18,12 +18,23 @@ from opdscope.core.alignment import (
     natural_gain,
     teacher_advantage,
 )
+from opdscope.core.backup import back_up, backed_up_posterior, no_links
 from opdscope.core.randomness import generator
-from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength, success_noise
+from opdscope.core.success import (
+    StratumOutcomes,
+    mean_success,
+    prior_mean,
+    prior_mean_draws,
+    prior_strength,
+)
 from opdscope.records import TAIL, Outcome
+from opdscope.summary.paths import read_links
 
 PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
+
+_MOST_GROUPS, _NODES_A_GROUP = 4, 48
+"""Groups of nodes that have a prior strength of their own, and the least number of nodes in one."""
 
 _NODES_AT_ONCE = 1024
 """Posterior draws of so many nodes are held at a time."""
@@ -123,25 +134,42 @@ class Posterior:
     """What the outcomes say about success at every node."""
 
     mean: Float[np.ndarray, "node stratum"]
-    """Observed success, unbiased where sampled."""
+    """Estimated success, unbiased where sampled."""
     draws: Float[np.ndarray, "draw node stratum"]
     """Posterior draws."""
     ideal_squared_norm: Float[np.ndarray, "node"]
     """Squared length of the ideal gradient, corrected for noise; may be negative."""
 
 
-def node_posterior(nodes: NodeArrays, config: Config) -> Posterior:
-    """Success of every stratum of every node; each node's draws have a seed of their own."""
-    centre = prior_mean(nodes.probs, nodes.outcomes)
-    strength = prior_strength(centre, nodes.outcomes)
-    draws = np.empty((config.analysis.num_draws, *nodes.probs.shape))
-    for i, row in enumerate(nodes.rows):
-        one = StratumOutcomes(nodes.outcomes.num_correct[i], nodes.outcomes.num_verified[i], nodes.outcomes.terminal[i])
-        source = generator(config.seed, "posterior", row["node_id"])
-        draws[:, i] = posterior_success(one, centre[i], strength, config.analysis.num_draws, source)
-    mean = mean_success(nodes.probs, nodes.outcomes)
-    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success_noise(nodes.outcomes))
-    return Posterior(mean, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, mean) - noise)
+def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
+    """Success of every stratum of every node, backed up along paths unless the config says otherwise; each node's draws have their own seed.
+
+    Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
+    """
+    probs, outcomes, num_draws = nodes.probs, nodes.outcomes, config.analysis.num_draws
+    backs_up = config.analysis.back_up and config.protocol == "default"
+    links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
+    success = back_up(probs, outcomes, links)
+    sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
+    centre = prior_mean(probs, outcomes)
+    strengths, centres = np.empty(len(centre)), np.empty((num_draws, len(centre)))
+    for group in _groups(nodes):
+        own = StratumOutcomes(outcomes.num_correct[group], outcomes.num_verified[group], outcomes.terminal[group])
+        strengths[group] = strength = prior_strength(centre[group], own)
+        centres[:, group] = prior_mean_draws(centre[group], own, strength, num_draws, [sources[i] for i in group])
+    draws = backed_up_posterior(probs, outcomes, links, centres, strengths, sources)
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
+    return Posterior(success.mean, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise)
+
+
+def _groups(nodes: NodeArrays) -> list[Int[np.ndarray, "member"]]:
+    """Nodes with similar inclusion probabilities: where the design expects more to be at stake, strata differ more, and a prior for all fits none.
+
+    Nodes without an inclusion probability are one group.
+    """
+    inclusion = np.array([row["inclusion"] for row in nodes.rows])
+    count = 1 if np.isnan(inclusion).any() else int(np.clip(len(inclusion) // _NODES_A_GROUP, 1, _MOST_GROUPS))
+    return np.array_split(np.argsort(inclusion, kind="stable"), count)
 
 
 def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: Posterior, config: Config) -> list[NodeMeasures]:
@@ -200,7 +228,7 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
     nodes = read_nodes(tables)
     if not nodes.rows:
         return pa.table({})
-    posterior = node_posterior(nodes, config)
+    posterior = node_posterior(tables, nodes, config)
     chunks: list[pa.Table] = []
     for m in measure_nodes(tables, nodes, posterior, config):
         rows = [nodes.rows[i] for i in m.index]

@@ -99,7 +99,7 @@ def summarize_paper(
     nodes = read_nodes(tables)
     if not nodes.rows:
         return None
-    tree, posterior = read_tree(tables, nodes, settings), node_posterior(nodes, config)
+    tree, posterior = read_tree(tables, nodes, settings), node_posterior(tables, nodes, config)
     signals = tables["node_signals"].filter(pc.field("objective") == _OBJECTIVE)
     measures = {m.teacher: m for m in measure_nodes({"node_signals": signals}, nodes, posterior, config)}
     probs = _teacher_probs(signals, nodes)

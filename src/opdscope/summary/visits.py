@@ -1,6 +1,5 @@
 """Outcomes under the source paper's protocol, read in two ways: every visit of the response tree, and fresh continuations in two halves."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from opdscope.config import PaperConfig
 from opdscope.core.trie import count_visits
 from opdscope.records import Outcome, Role
 from opdscope.summary.nodes import NodeArrays
+from opdscope.summary.paths import list_arrays
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _rollouts(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[int, np.nd
     tokens: dict[str, dict[int, np.ndarray]] = {}
     success: dict[tuple[str, int], float] = {}
     rows = table.select(["question_id", "rollout_index", "role", "outcome"]).to_pylist()
-    for row, token_ids in zip(rows, _token_arrays(table), strict=True):
+    for row, token_ids in zip(rows, list_arrays(table["token_ids"]), strict=True):
         if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
             tokens.setdefault(row["question_id"], {})[row["rollout_index"]] = token_ids
             success[row["question_id"], row["rollout_index"]] = float(row["outcome"] == Outcome.CORRECT)
@@ -107,7 +107,7 @@ class _Continuations:
         stratum, index, forced = (np.array(values, dtype=np.int64)[use] for values in numbers)
         self._node, self._stratum, self._half, self._forced = node[use], stratum, index % 2, forced
         self._correct = np.array([outcome == Outcome.CORRECT for outcome in outcomes], dtype=np.float64)[use]
-        arrays = _token_arrays(table)
+        arrays = list_arrays(table["token_ids"])
         self._tokens = [arrays[i] for i in use]
         self._by_question: dict[str, list[int]] = {}
         for i, own in enumerate(self._node):
@@ -132,11 +132,3 @@ class _Continuations:
         np.add.at(correct, place, self._correct.astype(np.int64))
         np.add.at(verified, place, 1)
         return correct, verified
-
-
-def _token_arrays(table: pa.Table) -> list[Int[np.ndarray, "token"]]:
-    found: list[np.ndarray] = []
-    for chunk in table["token_ids"].chunks:
-        flat, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
-        found += [flat[start:stop] for start, stop in itertools.pairwise(offsets)]
-    return found

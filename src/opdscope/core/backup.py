@@ -1,0 +1,252 @@
+r"""Success backed up along paths: what is found at a later node of a path informs the earlier ones.
+
+Nodes :math:`u_1, u_2, \dots` lie on one path. A continuation from :math:`u_i` that was forced through the path's own token *stays* if it
+repeats the path until it arrives at :math:`u_{i+1}`, else it *leaves*. From its arrival on, one that stays is a student sample from
+:math:`u_{i+1}`, whose value has continuations of its own and those of all later nodes; the mass that leaves is a stratum of its own. Nodes of
+different paths share nothing.
+"""
+
+# pyright: reportMissingTypeStubs=false
+# pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.special import xlog1py, xlogy
+
+from opdscope.core.success import StratumOutcomes, fill_unsampled, observed_success, posterior_success, success_noise
+from opdscope.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class PathLinks:
+    """How the nodes of a path hang together: one entry per node."""
+
+    next_node: Int[np.ndarray, "node"]
+    """Index of the next measured node of the same path, larger than the node's own; -1 where nothing is to be backed up: at the last node of
+    a path, and where the path's token has no stratum to itself. What the other fields hold there is ignored."""
+    stratum: Int[np.ndarray, "node"]
+    """Stratum of the path's token."""
+    num_staying: Int[np.ndarray, "node"]
+    """Verified continuations of that stratum that repeat the path up to the next node."""
+    num_staying_correct: Int[np.ndarray, "node"]
+    """Of these, the correct ones."""
+    stay_prob: Float[np.ndarray, "node"]
+    """Probability that the student, after the path's token, repeats the path up to the next node."""
+
+    def __post_init__(self) -> None:
+        shapes = {field.shape for field in (self.next_node, self.stratum, self.num_staying, self.num_staying_correct, self.stay_prob)}
+        if len(shapes) > 1:
+            raise ShapeError(f"expected one entry per node in every field of the links, found shapes {sorted(shapes)}")
+        if np.any((self.next_node >= 0) & (self.next_node <= np.arange(len(self.next_node)))):
+            raise ValueError("a link leads to the node itself or to an earlier one; sort the nodes of each path by position")
+
+
+def no_links(num_nodes: int) -> PathLinks:
+    """Links that lead nowhere: every node stands alone."""
+    nothing = np.zeros(num_nodes, dtype=np.int64)
+    return PathLinks(np.full(num_nodes, -1), nothing, nothing, nothing, np.ones(num_nodes))
+
+
+@dataclass(frozen=True)
+class BackedUpSuccess:
+    """Success of every stratum with later nodes taken into account."""
+
+    mean: Float[np.ndarray, "node stratum"]
+    """Unbiased wherever a stratum was sampled, in [0, 1]; otherwise as in :func:`opdscope.core.success.mean_success`."""
+    variance: Float[np.ndarray, "node stratum"]
+    """Unbiased variance of `mean`; conventions of :func:`opdscope.core.success.success_noise`."""
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values of nodes, or successes of strata, as estimated."""
+
+    mean: Float[np.ndarray, "node"]
+    variance: Float[np.ndarray, "node"]
+    spread: Float[np.ndarray, "node"]
+    """One over the number of student samples from the node that would tell as much, judged by counts and probabilities alone; 0: known."""
+
+
+def back_up(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> BackedUpSuccess:
+    r"""Success of every stratum, that of a path's own token with the values of later nodes in place of the outcomes of what arrives there.
+
+    Args:
+        student_probs: Student probability of each stratum, summing to one.
+        outcomes: Verdicts of each node's own continuations.
+        links: Which strata lead on to other nodes.
+
+    Returns:
+        Means and their variances. Strata without a link, without a verdict of their own, or with a next node at which nothing is known stay
+        as :func:`opdscope.core.success.mean_success` and :func:`opdscope.core.success.success_noise` have them.
+
+    Raises:
+        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
+
+    Notes:
+        Of n continuations through the path's token, s arrive at the next node. With that node's value V estimated by :math:`\hat V`,
+
+        .. math:: \hat S = \hat V + \frac1n \sum_{\text{leaving}} (R - \hat V),
+
+        which needs no staying probability: :math:`\hat V` is independent of the outcomes of those that leave, and its mean is V whoever
+        arrives. :math:`\hat V` is the mean of what the next node's own strata say (backed up in turn) and of the arrivals' outcomes, weighted
+        by how many samples each is worth. Weights come from counts, student probabilities and the staying probability. An observed share
+        of arrivals in the weights of a node further back would be dependent on what it weighs, and so biased; so would be any outcome.
+
+        .. math::
+
+            \widehat{\operatorname{Var}}(\hat S) = \frac{s (s - 1)}{n (n - 1)} \widehat{\operatorname{Var}}(\hat V)
+            + \frac{1}{n (n - 1)} \sum (T - \bar T)^2, \qquad T = 1_{\text{leaving}} (R - \hat V).
+
+        The sample variance of T already holds :math:`\hat V`'s noise as far as it differs between staying and leaving; the first factor
+        holds the rest: :math:`(s/n)^2` would count a share :math:`\rho (1 - \rho) / n` of it twice.
+
+    Example:
+        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
+        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
+        >>> found = back_up(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links)
+        >>> found.mean.round(3).tolist()  # (3 · (16 · 0.5 + 3 · 2/3) / 19 + 0) / 4 in place of 2/4
+        [[0.395, 0.25], [0.75, 0.25]]
+        >>> found.variance.round(4).tolist()
+        [[0.0234, 0.0625], [0.0268, 0.0268]]
+    """
+    _check_shapes(student_probs, outcomes, links)
+    success, variance = observed_success(outcomes), success_noise(outcomes)
+    spread = np.where(np.isnan(outcomes.terminal), 1.0 / np.maximum(outcomes.num_verified, 1), 0.0)
+    for own in _from_last_to_first(student_probs, outcomes, links):
+        following, place = links.next_node[own], (own, links.stratum[own])
+        value = _node_values(student_probs[following], success[following], variance[following], spread[following])
+        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own)
+        success[place], variance[place], spread[place] = taken.mean, taken.variance, taken.spread
+    return BackedUpSuccess(fill_unsampled(student_probs, success), variance)
+
+
+def backed_up_posterior(
+    student_probs: Float[np.ndarray, "node stratum"],
+    outcomes: StratumOutcomes,
+    links: PathLinks,
+    prior_means: Float[np.ndarray, "draw node"],
+    strengths: Float[np.ndarray, "node"],
+    generators: Sequence[np.random.Generator],
+) -> Float[np.ndarray, "draw node stratum"]:
+    r"""Draws of every stratum's success given its outcomes and those of later nodes.
+
+    Args:
+        student_probs: Student probability of each stratum, summing to one.
+        outcomes: Verdicts of each node's own continuations.
+        links: Which strata lead on to other nodes.
+        prior_means: Draws of the centre of each node's prior, from :func:`opdscope.core.success.prior_mean_draws`.
+        strengths: Prior strength κ of each node, in continuations.
+        generators: Source of randomness of each node.
+
+    Returns:
+        Draws in [0, 1]. Strata that :func:`back_up` leaves as they are have the draws of
+        :func:`opdscope.core.success.posterior_success`.
+
+    Raises:
+        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
+
+    Notes:
+        :math:`S = \rho V + (1 - \rho) L` with ρ the staying probability, :math:`L \sim \operatorname{Beta}(\kappa m + c, \kappa (1 - m) + w)`
+        for c correct and w wrong among the continuations that leave, and V the next node's value, :math:`\sum_j p_j S_j` over that node's
+        draws. Arrivals enter by Bayes' rule: V's draws are drawn again with weights :math:`V^a (1 - V)^b` for a correct and b wrong ones.
+
+    References:
+        Smith and Gelfand (1992), Bayesian statistics without tears: a sampling–resampling perspective.
+
+    Example:
+        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
+        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
+        >>> sources = [np.random.default_rng(node) for node in range(2)]
+        >>> draws = backed_up_posterior(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links, np.full((400, 2), 0.5), np.full(2, 2.0), sources)
+        >>> draws.shape, bool(0.4 < draws[:, 0, 0].mean() < 0.5)
+        ((400, 2, 2), True)
+    """
+    _check_shapes(student_probs, outcomes, links)
+    draws = np.empty((len(prior_means), *student_probs.shape))
+    linked = _linked(student_probs, outcomes, links)
+    for i in reversed(range(len(student_probs))):
+        one = StratumOutcomes(outcomes.num_correct[i], outcomes.num_verified[i], outcomes.terminal[i])
+        draws[:, i] = posterior_success(one, prior_means[:, i], float(strengths[i]), 1, generators[i])[0]
+        if linked[i]:
+            y, j = int(links.stratum[i]), int(links.next_node[i])
+            stay, stay_correct = int(links.num_staying[i]), int(links.num_staying_correct[i])
+            value = draws[:, j] @ student_probs[j] / np.sum(student_probs[j])
+            value = _resampled(value, stay_correct, stay - stay_correct, generators[i])
+            correct = one.num_correct[y] - stay_correct
+            wrong = one.num_verified[y] - one.num_correct[y] - (stay - stay_correct)
+            centre = prior_means[:, i]
+            left = generators[i].beta(strengths[i] * centre + correct, strengths[i] * (1.0 - centre) + wrong)
+            draws[:, i, y] = links.stay_prob[i] * value + (1.0 - links.stay_prob[i]) * left
+    return draws
+
+
+def _resampled(value: Float[np.ndarray, "draw"], correct: int, wrong: int, generator: np.random.Generator) -> Float[np.ndarray, "draw"]:
+    """Draws of a chance after so many more outcomes; evenly spaced ticks, so that without any the draws stay as they are."""
+    inside = np.clip(value, 1e-9, 1.0 - 1e-9)  # a chance of exactly 0 or 1 would leave no draw any weight where verdicts disagree with it
+    fit = xlogy(correct, inside) + xlog1py(wrong, -inside)
+    upper = np.cumsum(np.exp(fit - fit.max()))
+    ticks = (np.arange(len(value)) + generator.random()) * (upper[-1] / len(value))
+    return value[np.searchsorted(upper[:-1], ticks, side="right")]
+
+
+def _check_shapes(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> None:
+    if student_probs.shape != outcomes.num_verified.shape or len(student_probs) != len(links.next_node):
+        raise ShapeError(
+            f"expected probabilities and outcomes of the {len(links.next_node)} linked nodes, "
+            f"found shapes {student_probs.shape} and {outcomes.num_verified.shape}"
+        )
+
+
+def _linked(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> Bool[np.ndarray, "node"]:
+    """Nodes whose path's token was sampled and whose next node has a value to back up."""
+    known = (outcomes.num_verified > 0) | ~np.isnan(outcomes.terminal)
+    has_value = np.sum(np.where(known, student_probs, 0.0), axis=-1) > 0
+    sampled = outcomes.num_verified[np.arange(len(student_probs)), links.stratum] > 0
+    return (links.next_node >= 0) & has_value[links.next_node] & sampled
+
+
+def _from_last_to_first(
+    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks
+) -> list[Int[np.ndarray, "own"]]:
+    """Linked nodes in groups, each node in a later group than the one that it leads to."""
+    linked = _linked(student_probs, outcomes, links)
+    steps = np.zeros(len(linked), dtype=np.int64)
+    for i in reversed(np.flatnonzero(linked).tolist()):
+        steps[i] = steps[links.next_node[i]] + 1
+    return [np.flatnonzero(steps == step) for step in range(1, int(steps.max(initial=0)) + 1)]
+
+
+def _node_values(
+    student_probs: Float[np.ndarray, "node stratum"],
+    success: Float[np.ndarray, "node stratum"],
+    variance: Float[np.ndarray, "node stratum"],
+    spread: Float[np.ndarray, "node stratum"],
+) -> _Values:
+    sampled = np.where(np.isnan(success), 0.0, student_probs)
+    weight = sampled / np.sum(sampled, axis=-1, keepdims=True)
+    mean = np.sum(weight * np.nan_to_num(success), axis=-1)
+    return _Values(mean, np.sum(weight**2 * variance, axis=-1), np.sum(weight**2 * spread, axis=-1))
+
+
+def _replace_arrivals(
+    value: _Values, verified: Int[np.ndarray, "own"], correct: Int[np.ndarray, "own"], links: PathLinks, own: Int[np.ndarray, "own"]
+) -> _Values:
+    """Success of the paths' tokens, from the values of the next nodes, those that arrive there, and those that leave."""
+    stay, stay_correct, stay_prob = links.num_staying[own], links.num_staying_correct[own], links.stay_prob[own]
+    share = stay_correct / np.maximum(stay, 1)
+    weight = 1.0 / (1.0 + stay * value.spread)
+    mean = weight * value.mean + (1.0 - weight) * share
+    # with one arrival its noise is unknown, and multiplied by zero below
+    noise = weight**2 * value.variance + (1.0 - weight) ** 2 * share * (1.0 - share) / np.maximum(stay - 1, 1)
+    leave, leave_correct = verified - stay, correct - stay_correct
+    pairs = np.maximum(verified * (verified - 1), 1)
+    total = leave_correct - leave * mean
+    squares = leave_correct * (1.0 - mean) ** 2 + (leave - leave_correct) * mean**2
+    variance = stay * (stay - 1) / pairs * noise + (squares - total**2 / verified) / pairs
+    # the arrivals that are to be expected, not those that were seen: see the notes on weights
+    spread = stay_prob**2 * value.spread / (1.0 + stay_prob * verified * value.spread) + (1.0 - stay_prob) / verified
+    # the worst case where a single continuation tells nothing of its own spread, as without a next node
+    return _Values((stay * mean + leave_correct) / verified, np.where(verified > 1, variance, 0.25), spread)
