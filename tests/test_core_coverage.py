@@ -4,9 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from opdscope.core.aggregation import clustered_mean, clustered_statistic, ratio
-from opdscope.core.alignment import alignment_score, gain, natural_alignment, natural_gain, teacher_advantage
+from opdscope.core.alignment import (
+    advantage_variance,
+    alignment_score,
+    gain,
+    gain_variance,
+    natural_alignment,
+    natural_gain,
+    teacher_advantage,
+)
+from opdscope.core.backup import back_up, interval_variance, no_links
 from opdscope.core.sampling import allocate_continuations
 from opdscope.core.success import StratumOutcomes, posterior_success, prior_mean, prior_strength
 
@@ -72,6 +82,29 @@ def test_posterior_intervals_cover_as_often_as_they_say(strength, budget):
     # 1,200 nodes: the binomial standard error of a 90 % coverage is .0087, three of them are .026. Two points more below, since the
     # centre of the prior is estimated (METHOD 5.3 found 88-89 %), and one above, for a strength that is estimated on the careful side
     assert np.all((covered > 0.854) & (covered < 0.936)), dict(zip(NAMES, covered.round(3), strict=True))
+
+
+@pytest.mark.parametrize("budget", [16, 32, 128])
+@pytest.mark.parametrize("knows", [False, True])
+def test_intervals_of_gains_need_no_prior_and_hold_whatever_the_teacher_knows(budget, knows):
+    nodes = simulate(4.0, budget, seed=budget)
+    logprobs, links = np.log(nodes.probs), no_links(NUM_NODES)
+    value = np.sum(nodes.probs * nodes.success, axis=-1, keepdims=True)
+    teacher = nodes.probs * np.exp(2 * (nodes.success - value)) if knows else nodes.teacher
+    teacher = teacher / teacher.sum(axis=-1, keepdims=True)
+    signal = np.log(teacher / nodes.probs)
+    found, noise = back_up(nodes.probs, nodes.outcomes, links).mean, interval_variance(nodes.probs, nodes.outcomes, links)
+    for estimate, variance, truth in (
+        (natural_gain(logprobs, signal, found), gain_variance(logprobs, signal, noise), natural_gain(logprobs, signal, nodes.success)),
+        (
+            teacher_advantage(logprobs, teacher, found),
+            advantage_variance(logprobs, teacher, noise),
+            teacher_advantage(logprobs, teacher, nodes.success),
+        ),
+    ):
+        covered = np.mean(np.abs(estimate - truth) <= ndtri(0.5 + LEVEL / 2) * np.sqrt(variance))
+        # three binomial standard errors are .026; two points more either way for sums that a few strata dominate
+        assert 0.9 - 0.046 < covered < 0.9 + 0.046
 
 
 def test_coverage_experiment_catches_a_prior_three_times_too_strong():

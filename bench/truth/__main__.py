@@ -52,7 +52,7 @@ def main() -> None:
     run("order", lambda: screening.order(population, 400))
     run("verdicts", lambda: nulls.judged(population, 400))
     run("filters", lambda: nulls.filters(20_000))
-    run("targeted", lambda: targeted.coverage(world, 100, REPETITIONS))
+    run("targeted", lambda: targeted.coverage(100, REPETITIONS))
     run("long chains", lambda: long_chains.study(12, 1024))
     run("protocols", lambda: protocols.compare_protocols(8))
     checks = [check for section in sections for check in section.checks]

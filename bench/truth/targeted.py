@@ -19,7 +19,7 @@ from opdscope.core.randomness import generator
 from opdscope.core.sampling import allocate_continuations, choose_candidates, inclusion_probabilities, node_importance, systematic_sample
 from opdscope.core.screening import StudentRows, compare_rows
 from opdscope.core.success import StratumOutcomes
-from opdscope.models.exact import ReasoningWorld
+from opdscope.models.exact import ReasoningWorld, TreeWorld, World
 from opdscope.models.exact.world import normalised
 from opdscope.pipeline.strata import stratum_signals
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior
@@ -51,7 +51,7 @@ def make_config(num_draws: int = 200) -> Config:
     )
 
 
-def teacher_logprobs(world: ReasoningWorld, name: str, question: int) -> np.ndarray:
+def teacher_logprobs(world: World, name: str, question: int) -> np.ndarray:
     """A teacher of the world; a noisy one has the random teacher's noise on top of what it knows.
 
     Without noise the cosine of a good teacher is exactly 1 wherever it pushes, which no interval made of draws can hold.
@@ -85,23 +85,25 @@ class Bank:
     """Question, position and state of every node."""
 
 
-def coverage(world: ReasoningWorld, num_questions: int, repetitions: int) -> list[Section]:
-    """Per-node and pooled intervals at every budget."""
+def coverage(num_questions: int, repetitions: int) -> list[Section]:
+    """Per-node intervals in both worlds and pooled ones in that of reasoning chains, at every budget."""
     config = make_config()
     node_rows: list[list[Any]] = []
     pooled_rows: list[list[Any]] = []
     node_checks: list[tuple[str, bool]] = []
     pooled_checks: list[tuple[str, bool]] = []
     for budget, (questions, continuations) in BUDGETS.items():
-        bank = make_bank(world, config, num_questions, continuations)
-        rows, checks = _per_node(bank, budget, continuations, repetitions)
-        node_rows += rows
-        node_checks += checks
+        bank = make_bank(ReasoningWorld(), config, num_questions, continuations)
+        tree = make_bank(TreeWorld(), config, num_questions, continuations, num_rollouts=24, replicates=1)
+        for world, own in (("chains", bank), ("tree", tree)):
+            rows, checks = _per_node(own, world, budget, continuations, repetitions)
+            node_rows += rows
+            node_checks += checks
         rows, checks = _pooled(bank, config, budget, questions, continuations, repetitions)
         pooled_rows += rows
         pooled_checks += checks
     text = f"Nodes as the pipeline draws them, one interval each; {band(repetitions)} Teachers: {', '.join(TEACHERS)}; lowest and highest over them."
-    columns = ["budget", "continuations a node", "90 % interval of", "nodes", "coverage", "lowest", "highest"]
+    columns = ["world", "budget", "continuations a node", "90 % interval of", "nodes", "coverage", "lowest", "highest"]
     per_node = Section("Targeted rollouts: intervals of single nodes", text, columns, node_rows, node_checks)
     text = (
         f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* "
@@ -122,7 +124,7 @@ def coverage(world: ReasoningWorld, num_questions: int, repetitions: int) -> lis
     return [per_node, Section("Targeted rollouts: pooled over questions", text, columns, pooled_rows, pooled_checks)]
 
 
-def _per_node(bank: Bank, budget: str, continuations: int, repetitions: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
+def _per_node(bank: Bank, world: str, budget: str, continuations: int, repetitions: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
     chosen = generator("truth", "nodes", budget).permutation(len(bank.places))[: max(repetitions, 4000)]
@@ -136,9 +138,9 @@ def _per_node(bank: Bank, budget: str, continuations: int, repetitions: int) -> 
             use = ~np.isnan(exact) & ~np.isnan(low) & (high - low > 1e-9)
             shares.append(float(np.mean((low[use] <= exact[use]) & (exact[use] <= high[use]))))
             counts.append(int(use.sum()))
-        rows.append([budget, continuations, name.replace("_", " "), f"{min(counts):,}", *_shares(np.array(shares))])
+        rows.append([world, budget, continuations, name.replace("_", " "), f"{min(counts):,}", *_shares(np.array(shares))])
         checks.append(
-            (f"{name.replace('_', ' ')} of a node, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92)
+            (f"{name.replace('_', ' ')} of a node, {world}, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92)
         )
     return rows, checks
 
@@ -158,7 +160,8 @@ def _pooled(
     errors: dict[tuple[str, str], list[list[float]]] = {key: [] for key in wanted}
     for _ in range(repetitions):
         nodes, index = _draw(bank, num_questions, source)
-        posterior = Posterior(bank.posterior.mean[index], np.empty((0, 0, 0)), bank.posterior.ideal_squared_norm[index])
+        known = bank.posterior
+        posterior = Posterior(known.mean[index], known.variance[index], np.empty((0, 0, 0)), known.ideal_squared_norm[index])
         for teacher, paths in wanted:
             found = summarize_targeted(_select(bank.measures[teacher], index), np.zeros(len(index)), nodes, posterior, paths, config)
             estimates = [getattr(found, name) for name in POOLED]
@@ -243,9 +246,7 @@ def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
     return [natural / weight, euclidean / weight, advantage / positions, score / defined, euclidean / np.sqrt(ideal * push)]
 
 
-def make_bank(
-    world: ReasoningWorld, config: Config, num_questions: int, continuations: int, num_rollouts: int = 48, replicates: int = 2
-) -> Bank:
+def make_bank(world: World, config: Config, num_questions: int, continuations: int, num_rollouts: int = 48, replicates: int = 2) -> Bank:
     """Draw rollouts, nodes and outcomes, and measure every teacher at every node."""
     settings = config.targeted
     rows: list[dict[str, Any]] = []
@@ -305,7 +306,7 @@ def _row(node_id: str, question: int, rollout: int, position: int, correct: bool
     }
 
 
-def _roll_out(world: ReasoningWorld, student: np.ndarray, source: np.random.Generator) -> tuple[np.ndarray, bool]:
+def _roll_out(world: World, student: np.ndarray, source: np.random.Generator) -> tuple[np.ndarray, bool]:
     following, states, state, token = world.next_states(), [], 0, 0
     for position, number in enumerate(source.random(len(student)).tolist()):
         states.append(state)
@@ -352,7 +353,7 @@ def _stratify(
     return book, templates
 
 
-def _truth(world: ReasoningWorld, question: int, teachers: dict[str, np.ndarray]) -> Truth:
+def _truth(world: World, question: int, teachers: dict[str, np.ndarray]) -> Truth:
     student, success = world.student(question), world.success(question)
     probs = np.exp(student)
     value = np.sum(probs * success, axis=-1)

@@ -56,6 +56,53 @@ def natural_gain(
     return np.sum(probs * advantage * signal, axis=-1)
 
 
+def gain_variance(
+    student_logprobs: Float[np.ndarray, "*batch stratum"],
+    signal: Float[np.ndarray, "*batch stratum"],
+    success_variance: Float[np.ndarray, "*batch stratum"],
+) -> Float[np.ndarray, "*batch"]:
+    r"""Variance of a natural gain whose strata were measured independently; with a gradient in place of the signal, of a gain.
+
+    Args:
+        student_logprobs: Natural-log probabilities of the strata, summing to one.
+        signal: As for :func:`natural_gain`.
+        success_variance: Variance of each stratum's estimated success.
+
+    Returns:
+        :math:`\sum_j p_j^2 (f_j - \bar f)^2 \operatorname{Var}(\hat S_j)`.
+
+    Raises:
+        ShapeError: If the stratum axes differ in length.
+        NormalizationError: If probabilities do not sum to one within 1e-4.
+
+    Example:
+        >>> round(float(gain_variance(np.log([0.5, 0.5]), np.array([1.0, -1.0]), np.array([0.02, 0.04]))), 6)
+        0.015
+    """
+    probs = _stratum_probs(student_logprobs, signal, success_variance)
+    weights = probs * (signal - np.sum(probs * signal, axis=-1, keepdims=True))
+    return np.sum(weights**2 * success_variance, axis=-1)
+
+
+def advantage_variance(
+    student_logprobs: Float[np.ndarray, "*batch stratum"],
+    teacher_probs: Float[np.ndarray, "*batch stratum"],
+    success_variance: Float[np.ndarray, "*batch stratum"],
+) -> Float[np.ndarray, "*batch"]:
+    r"""Variance of a teacher advantage whose strata were measured independently, :math:`\sum_j (q_j - p_j)^2 \operatorname{Var}(\hat S_j)`.
+
+    Raises:
+        ShapeError: If the stratum axes differ in length.
+        NormalizationError: If the student's or the teacher's probabilities do not sum to one within 1e-4.
+
+    Example:
+        >>> round(float(advantage_variance(np.log([0.5, 0.5]), np.array([0.8, 0.2]), np.array([0.02, 0.04]))), 6)
+        0.0054
+    """
+    probs = _stratum_probs(student_logprobs, teacher_probs, success_variance)
+    return np.sum((_normalized(teacher_probs, "teacher") - probs) ** 2 * success_variance, axis=-1)
+
+
 def gain(
     student_logprobs: Float[np.ndarray, "*batch stratum"],
     gradient: Float[np.ndarray, "*batch stratum"],

@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
+from scipy.special import ndtri
 
 from opdscope.config import Config
 from opdscope.core.alignment import (
+    advantage_variance,
     alignment_score,
     gain,
+    gain_variance,
     ideal_norm_noise,
     ideal_squared_norm,
     natural_alignment,
     natural_gain,
     teacher_advantage,
 )
-from opdscope.core.backup import back_up, backed_up_posterior, no_links
+from opdscope.core.backup import back_up, backed_up_posterior, interval_variance, no_links
 from opdscope.core.randomness import generator
 from opdscope.core.success import (
     StratumOutcomes,
@@ -135,6 +138,8 @@ class Posterior:
 
     mean: Float[np.ndarray, "node stratum"]
     """Estimated success, unbiased where sampled."""
+    variance: Float[np.ndarray, "node stratum"]
+    """Its variance, for intervals of what is linear in success."""
     draws: Float[np.ndarray, "draw node stratum"]
     """Posterior draws."""
     ideal_squared_norm: Float[np.ndarray, "node"]
@@ -159,7 +164,8 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
         centres[:, group] = prior_mean_draws(centre[group], own, strength, num_draws, [sources[i] for i in group])
     draws = backed_up_posterior(probs, outcomes, links, centres, strengths, sources)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
-    return Posterior(success.mean, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise)
+    variance = interval_variance(probs, outcomes, links)
+    return Posterior(success.mean, variance, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise)
 
 
 def _groups(nodes: NodeArrays) -> list[Int[np.ndarray, "member"]]:
@@ -201,15 +207,15 @@ def _measure(
         part = slice(start, start + _NODES_AT_ONCE)
         own = index[part]
         p, squared = nodes.logprobs[own], nodes.squared_probs[own]
-        mean, draws = posterior.mean[own], posterior.draws[:, own]
+        mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
         level = config.analysis.confidence
         parts.append(
             [
-                _interval(None, alignment_score(p, squared, gradient[part], norm[part], draws), level),
-                _interval(gain(p, gradient[part], mean), gain(p, gradient[part], draws), level),
-                _interval(natural_gain(p, signal[part], mean), natural_gain(p, signal[part], draws), level),
-                _interval(None, natural_alignment(p, signal[part], variance[part], draws), level),
-                _interval(teacher_advantage(p, teacher_prob[part], mean), teacher_advantage(p, teacher_prob[part], draws), level),
+                _central(alignment_score(p, squared, gradient[part], norm[part], draws), level),
+                _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise), level),
+                _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise), level),
+                _central(natural_alignment(p, signal[part], variance[part], draws), level),
+                _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise), level),
             ]
         )
     score, euclidean, natural, correlation, advantage = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -246,10 +252,14 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
     return pa.concat_tables(chunks)
 
 
-def _interval(
-    estimate: Float[np.ndarray, "node"] | None, draws: Float[np.ndarray, "draw node"], confidence: float
-) -> Float[np.ndarray, "node 3"]:
-    """Estimate (the posterior mean if None) and central interval over the draws that are defined; undefined only where no draw is.
+def _normal(estimate: Float[np.ndarray, "node"], variance: Float[np.ndarray, "node"], confidence: float) -> Float[np.ndarray, "node 3"]:
+    """A number that is linear in success with its interval, which needs no prior."""
+    half = float(ndtri(0.5 + confidence / 2)) * np.sqrt(variance)
+    return np.stack([estimate, estimate - half, estimate + half], axis=-1)
+
+
+def _central(draws: Float[np.ndarray, "draw node"], confidence: float) -> Float[np.ndarray, "node 3"]:
+    """Posterior mean and central interval over the draws that are defined; undefined only where no draw is.
 
     A draw without any success range has no direction: it says that there may be nothing to align with, not where.
     """
@@ -257,8 +267,7 @@ def _interval(
     usable = np.where(defined, draws, 0.0)
     levels = [0.5 - confidence / 2, 0.5 + confidence / 2]
     low, high = np.nanquantile(usable, levels, axis=0) if np.isnan(usable).any() else np.quantile(usable, levels, axis=0)
-    middle = np.nanmean(usable, axis=0) if estimate is None else estimate
-    return np.where(defined[:, None], np.stack([middle, low, high], axis=-1), np.nan)
+    return np.where(defined[:, None], np.stack([np.nanmean(usable, axis=0), low, high], axis=-1), np.nan)
 
 
 def padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
