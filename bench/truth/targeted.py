@@ -230,7 +230,8 @@ def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
         rate = {"all": 1.0, "correct": 1 - (1 - truth.success_rate) ** NUM_ROLLOUTS, "incorrect": 1 - truth.success_rate**NUM_ROLLOUTS}[
             paths
         ]
-        defined = ~np.isnan(v["score"])
+        # a node without a success range has no cosine, and counts as zero in a mean of posterior cosines
+        defined = v["gradient_squared_norm"] > 0
         columns = [
             v["natural_gain"],
             v["gain"],
