@@ -59,7 +59,6 @@ def _ranking(data: Mapping[str, Any]) -> Table:
     table.add_column("gain over null", justify="right")
     table.add_column("", no_wrap=True)
     table.add_column("natural gain", justify="right")
-    table.add_column("null to beat")
     table.add_column("per √KL", justify="right")
     table.add_column("behind first", justify="right")
     table.add_column("verdict")
@@ -74,10 +73,9 @@ def _ranking(data: Mapping[str, Any]) -> Table:
             _estimate(teacher["gain_over_null"]),
             _bar(teacher["gain_over_null"], span),
             _estimate(teacher["natural_gain"]),
-            _null(teacher["null_to_beat"]),
             _estimate(teacher["natural_gain_per_sqrt_kl"]),
             "—" if teacher["behind_first"] is None else _estimate(teacher["behind_first"]),
-            _coloured(teacher["verdict"]),
+            _coloured(teacher["verdict"]) + _null(teacher),
             f"{teacher['natural_gain']['num_clusters']}{skipped}",
         )
     return table
@@ -89,10 +87,10 @@ def _listed(data: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> l
     return [teacher for teacher in teachers if teacher["name"] not in matched]
 
 
-def _null(null: Mapping[str, Any]) -> str:
-    if null["name"] is None:
-        return "[dim]doing nothing[/dim]"
-    return f"{escape(null['name'])} {_estimate({**null['natural_gain'], 'low': None}).split(' ')[0]}"
+def _null(teacher: Mapping[str, Any]) -> str:
+    """Which null it is that a verdict speaks of, on a line of its own."""
+    name = teacher["null_to_beat"]["name"]
+    return f"\n[dim]({escape(name)})[/dim]" if teacher["verdict"].startswith("null ") and name else ""
 
 
 def _splits(data: Mapping[str, Any]) -> list[Table]:
