@@ -7,7 +7,7 @@ import pytest
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.success import StratumOutcomes
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
+from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, central_interval
 from opdscope.summary.ranking import compare, verdicts
 from opdscope.summary.teachers import QuestionGains, null_of, summarize_targeted
 
@@ -85,6 +85,17 @@ def test_pairs_are_compared_on_common_questions_and_together() -> None:
     assert pair["difference"].value == pytest.approx(np.mean((first.natural_gain - second.natural_gain)[10:]), rel=1e-12)
     equal = screening(a=gains(0.5, 1.0, 2), b=gains(0.5, 1.0, 3), c=gains(0.5, 1.0, 4))
     assert not any(found["decided"] for found in compare(["a", "b", "c"], equal, CONFIG))
+
+
+def test_central_intervals_are_numpys_over_the_draws_that_are_defined() -> None:
+    draws = np.random.default_rng(0).normal(size=(41, 300))
+    draws[np.random.default_rng(1).random(draws.shape) < np.linspace(0, 1, 300)] = np.nan
+    draws[:, -1] = np.nan
+    found = central_interval(draws, 0.9)
+    for column, (mean, low, high) in zip(draws.T, found, strict=True):
+        own = column[~np.isnan(column)]
+        expected = [np.mean(own), *np.quantile(own, [0.05, 0.95])] if len(own) else [np.nan] * 3
+        np.testing.assert_allclose([mean, low, high], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_targeted_totals_weigh_nodes_and_paths_by_their_inclusion() -> None:

@@ -211,10 +211,10 @@ def _measure(
         level = config.analysis.confidence
         parts.append(
             [
-                _central(alignment_score(p, squared, gradient[part], norm[part], draws), level),
+                central_interval(alignment_score(p, squared, gradient[part], norm[part], draws), level),
                 _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise), level),
                 _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise), level),
-                _central(natural_alignment(p, signal[part], variance[part], draws), level),
+                central_interval(natural_alignment(p, signal[part], variance[part], draws), level),
                 _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise), level),
             ]
         )
@@ -258,16 +258,21 @@ def _normal(estimate: Float[np.ndarray, "node"], variance: Float[np.ndarray, "no
     return np.stack([estimate, estimate - half, estimate + half], axis=-1)
 
 
-def _central(draws: Float[np.ndarray, "draw node"], confidence: float) -> Float[np.ndarray, "node 3"]:
+def central_interval(draws: Float[np.ndarray, "draw node"], confidence: float) -> Float[np.ndarray, "node 3"]:
     """Posterior mean and central interval over the draws that are defined; undefined only where no draw is.
 
     A draw without any success range has no direction: it says that there may be nothing to align with, not where.
     """
-    defined = np.asarray(~np.isnan(draws).all(axis=0))
-    usable = np.where(defined, draws, 0.0)
-    levels = [0.5 - confidence / 2, 0.5 + confidence / 2]
-    low, high = np.nanquantile(usable, levels, axis=0) if np.isnan(usable).any() else np.quantile(usable, levels, axis=0)
-    return np.where(defined[:, None], np.stack([np.nanmean(usable, axis=0), low, high], axis=-1), np.nan)
+    count = np.sum(~np.isnan(draws), axis=0)
+    ordered = np.sort(draws, axis=0)  # undefined draws come last
+    columns = [np.nansum(draws, axis=0) / np.maximum(count, 1)]
+    for level in (0.5 - confidence / 2, 0.5 + confidence / 2):
+        place = level * np.maximum(count - 1, 0)
+        below = place.astype(np.int64)
+        low, high = (np.take_along_axis(ordered, np.minimum(i, len(draws) - 1)[None], axis=0)[0] for i in (below, below + 1))
+        # an exact place has no draw above it, or one that is not defined
+        columns.append(np.where(place > below, low + (place - below) * (high - low), low))
+    return np.where(count[:, None] > 0, np.stack(columns, axis=-1), np.nan)
 
 
 def padded(lists: Sequence[Sequence[float]], width: int) -> Float[np.ndarray, "node stratum"]:
