@@ -67,8 +67,8 @@ MUTATIONS = (
     Mutation(
         "the teacher advantage has the wrong sign",
         "core/alignment.py",
-        '(_normalized(teacher_probs, "teacher") - probs)',
-        '(probs - _normalized(teacher_probs, "teacher"))',
+        '(_normalized(teacher_probs, "teacher") - probs) * success, axis',
+        '(probs - _normalized(teacher_probs, "teacher")) * success, axis',
         "core_alignment",
     ),
     Mutation(
@@ -171,6 +171,13 @@ MUTATIONS = (
         "_COSINES * np.abs(_COSINES) * ideal * push",
         "_COSINES * np.abs(_COSINES) * np.mean(ideal) * push",
         "core_aggregation",
+    ),
+    Mutation(
+        "what leaves a path counts as arriving at its next node",
+        "core/backup.py",
+        "_Values((stay * mean + leave_correct) / verified,",
+        "_Values(mean,",
+        "core_backup",
     ),
     Mutation(
         "temperature multiplies instead of dividing",

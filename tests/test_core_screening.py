@@ -8,7 +8,7 @@ import pytest
 
 from opdscope.core.divergences import signal_of
 from opdscope.core.gradients import distillation_gradient, ideal_gradient
-from opdscope.core.screening import StudentRows, reduce_rows, screening_gain, teacher_pushes
+from opdscope.core.screening import StudentRows, reduce_rows, screening_error, screening_gain, teacher_pushes
 from opdscope.errors import ShapeError
 
 OBJECTIVES = ("reverse_kl", "forward_kl", "generalized_jsd(0.5)")
@@ -166,3 +166,20 @@ def test_shapes_that_disagree_are_refused():
 def test_pushes_are_summed_in_float64():
     values = np.full(1_000, 0.1, dtype=np.float32)
     np.testing.assert_allclose(teacher_pushes([values, values[:0]]), [1_000 * float(np.float32(0.1)), 0.0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("count", [3, 9, 40])
+def test_error_of_one_questions_gain_is_the_jackknifes(count):
+    generator = np.random.default_rng(count)
+    outcomes = (np.arange(count) % 3 == 0).astype(float)
+    outcomes[-1] = np.nan if count > 3 else outcomes[-1]  # left out
+    pushes = generator.normal(size=(2, count))
+    verified = np.flatnonzero(~np.isnan(outcomes))
+    left_out = np.array([screening_gain(np.delete(outcomes, i), np.delete(pushes, i, axis=-1)) for i in verified])
+    size = len(verified)
+    expected = np.sqrt((size - 1) / size * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0))
+    np.testing.assert_allclose(screening_error(outcomes, pushes), expected, rtol=1e-10)
+
+
+def test_error_of_one_questions_gain_needs_three_verified_rollouts():
+    assert np.isnan(screening_error(np.array([1.0, 0.0, np.nan]), np.ones((2, 3)))).all()

@@ -85,7 +85,9 @@ def main() -> None:
     results = ROOT / "bench" / "results"
     results.mkdir(exist_ok=True)
     data = {"sections": [asdict(section) for section in sections], "seconds": {name: seconds for name, (_, seconds) in found.items()}}
-    (results / "truth.json").write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
+    (results / "truth.json").write_text(
+        json.dumps(data, indent=2, ensure_ascii=False, default=lambda number: number.item()), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":
