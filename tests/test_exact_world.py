@@ -13,7 +13,7 @@ from opdscope.core.randomness import derive_seed
 from opdscope.core.screening import StudentRows, reduce_rows, screening_gain, teacher_pushes
 from opdscope.errors import ModelError
 from opdscope.models.base import SampleRequest, ScoreRequest
-from opdscope.models.exact import TEACHERS, ExactModel, ReasoningWorld, load_exact
+from opdscope.models.exact import TEACHERS, ExactModel, ReasoningWorld, TreeWorld, World, load_exact
 from opdscope.models.exact.reasoning import IN_ERROR, SOUND, STEP
 from opdscope.models.exact.world import RIGHT
 
@@ -122,15 +122,25 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_the_whole_pipeline_finds_the_known_order_and_its_intervals_hold_the_truth(tmp_path: Any) -> None:
-    run = opdscope.diagnose(CONFIG, run_dir=tmp_path / "run")
+TREE: dict[str, Any] = {
+    **CONFIG,
+    "task": {"kind": "exact", "world": "tree", "num_questions": 24, "seed": 3},
+    "targeted": {"paths_per_outcome": 1, "nodes_per_path": 3, "continuations_per_node": 32},
+}
+
+
+@pytest.mark.parametrize(("config", "world"), [(CONFIG, WORLD), (TREE, TreeWorld(seed=3))], ids=["chains", "tree"])
+def test_the_whole_pipeline_finds_the_known_order_and_its_intervals_hold_the_truth(
+    config: dict[str, Any], world: World, tmp_path: Any
+) -> None:
+    run = opdscope.diagnose(config, run_dir=tmp_path / "run")
     data = json.loads(opdscope.summarize(run.tables(), run.config, run.times()).to_json())
     order = [teacher["name"] for teacher in data["teachers"] if teacher["name"] in ("good", "weak", "harmful")]
     assert order == ["good", "weak", "harmful"]
     for teacher in data["teachers"]:
         if teacher["name"] not in TEACHERS:
             continue
-        exact = np.mean([WORLD.natural_gain(question, teacher["name"], "reverse_kl") for question in range(24)])
+        exact = np.mean([world.natural_gain(question, teacher["name"], "reverse_kl") for question in range(24)])
         found = teacher["natural_gain"]
         # the interval is at 90 % and over questions; widened to four standard errors, seven comparisons hold together
         reach = 4 / stats.t.ppf(0.95, 23)
