@@ -16,6 +16,11 @@ from opdscope.errors import ModelError
 
 ATTENTION_NAME = "opdscope_shared_prefix"
 
+_LEAST_FUSED_QUERIES = 32  # with fewer queries of a head, the fused kernel loses to three plain calls
+
+# What scaled_dot_product_attention runs on a CPU; the public function does not return the log-sum-exp.
+_fused_attention: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
 
 class AttentionPass(Protocol):
     """One forward pass of the model over new tokens: knows where their keys and values go and what they attend to."""
@@ -79,27 +84,31 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)  # for the ordinary p
 
 
 def partial_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over one part of the keys, with what is needed to join it with other parts.
 
     Args:
-        query: [n, queries, dim], float32, scaled.
-        key: [n, keys, dim], float32; finite also where hidden.
-        value: [n, keys, dim], float32; finite also where hidden.
-        hidden: True for keys that a query may not see; any shape with n · queries · keys elements in that order (an expanded view will do).
-            None if all are seen. Each query must see at least one.
+        query: [batch, kv_heads, queries, dim], float32, scaled.
+        key: [batch, kv_heads, keys, dim], float32; finite also where masked.
+        value: [batch, kv_heads, keys, dim], float32; finite also where masked.
+        mask: Added to the scores, 0 or -inf for keys that a query may not see; [batch, 1, queries, keys], where all but the last axis may
+            be 1 long for all alike. None if all are seen. Each query must see at least one.
 
     Returns:
-        Output [n, queries, dim] and log-sum-exp of the scores [n, queries, 1].
+        Output [batch, kv_heads, queries, dim] and log-sum-exp of the scores [batch, kv_heads, queries, 1].
     """
-    scores = torch.bmm(query, key.transpose(1, 2))
-    if hidden is not None:
-        scores.view(hidden.shape).masked_fill_(hidden, float("-inf"))
+    if query.device.type == "cpu" and query.shape[2] >= _LEAST_FUSED_QUERIES and query.shape[3] == value.shape[3]:
+        output, log_total = _fused_attention(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)
+        return output, log_total[..., None]
+    scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    if mask is not None:
+        scores.view(*query.shape[:3], -1).add_(mask)
     top = scores.amax(dim=-1, keepdim=True)
     scores.sub_(top).exp_()
     total = scores.sum(dim=-1, keepdim=True)
-    return torch.bmm(scores, value).div_(total), top.add_(total.log_())
+    output = torch.bmm(scores, value.flatten(0, 1)).div_(total)
+    return output.view(*query.shape[:3], -1), top.add_(total.log_()).view(*query.shape[:3], 1)
 
 
 def join(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -6,10 +6,9 @@ import torch
 
 
 class KeyValueBuffer:
-    """Keys and values of one layer for a number of sequences, [sequences, kv_heads, tokens, dim] in float32; grows by doubling.
+    """Keys and values of one layer for a number of sequences, [sequences, kv_heads, tokens, dim] in the model's type; grows by doubling.
 
-    float32 also under bfloat16 models: on the CPU these small products are as fast, and the scores keep their precision. Buffers start as
-    zeros and are never handed back uninitialised, because a hidden key has weight 0 and 0 · NaN would be NaN.
+    Buffers start as zeros and are never handed back uninitialised, because a hidden key has weight 0 and 0 · NaN would be NaN.
     """
 
     def __init__(self) -> None:
@@ -22,11 +21,11 @@ class KeyValueBuffer:
         Args:
             num_sequences: Sequences to be held.
             num_tokens: Tokens of each to be held.
-            key: Any key tensor [_, kv_heads, _, dim] of the layer, for heads, dimension and device.
+            key: Any key tensor [_, kv_heads, _, dim] of the layer, for heads, dimension, type and device.
             value: Likewise for values.
         """
         if self.keys is None or self.values is None:
-            self.keys, self.values = key.new_zeros(0, dtype=torch.float32), value.new_zeros(0, dtype=torch.float32)
+            self.keys, self.values = key.new_zeros(0), value.new_zeros(0)
             capacity = (num_sequences, num_tokens)
         else:
             held = self.keys.shape[0], self.keys.shape[2]
@@ -54,6 +53,19 @@ class SharedPrefixCache:
         """Prefixes, one copy each, whoever attends to them."""
         self.suffixes = [KeyValueBuffer() for _ in range(num_layers)]
         """What each row has read since its prefix."""
+        self._widened: dict[str, torch.Tensor] = {}
+
+    def widen(self, held: torch.Tensor, purpose: str) -> torch.Tensor:
+        """Stored keys or values in float32: themselves, or a copy in memory that the next call for the same purpose overwrites.
+
+        Memory that stays is read from the processor's cache by the products that follow; at narrow types the whole costs less than
+        reading a float32 store.
+        """
+        if held.dtype == torch.float32:
+            return held
+        if purpose not in self._widened or self._widened[purpose].numel() < held.numel():
+            self._widened[purpose] = torch.empty(2 * held.numel(), dtype=torch.float32, device=held.device)
+        return self._widened[purpose][: held.numel()].view(held.shape).copy_(held)
 
     def move_trunks(self, source: Iterable[int], target: Iterable[int], num_tokens: int) -> None:
         """Copy trunks in slots `source` to slots `target`."""
@@ -72,7 +84,7 @@ def _move(buffers: list[KeyValueBuffer], source: Iterable[int], target: Iterable
 
 
 def _grown(buffer: torch.Tensor, capacity: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    grown = like.new_zeros((capacity[0], like.shape[1], capacity[1], like.shape[3]), dtype=torch.float32)
+    grown = like.new_zeros((capacity[0], like.shape[1], capacity[1], like.shape[3]))
     if buffer.numel():
         grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer
     return grown

@@ -10,7 +10,7 @@ def draw_tokens(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) 
     """One token per row from softmax(logits / temperature).
 
     Args:
-        logits: Float32, [rows, vocab_size]; overwritten.
+        logits: [rows, vocab_size]; read as float32.
         temperature: Greater than 0.
         uniforms: Numbers in (0, 1), [rows]: the token is the first whose cumulative probability exceeds the row's number.
 
@@ -21,19 +21,20 @@ def draw_tokens(logits: torch.Tensor, temperature: float, uniforms: np.ndarray) 
         `torch.multinomial` costs some 20 times more on large vocabularies, and its draws depend on the batch. torch forms cumulative sums
         in double and stores them in float32, so that a token's probability is exact to 6e-8.
     """
-    if temperature != 1.0:
-        logits /= temperature
     blocks = logits.split(_rows_per_block(logits))
     numbers = torch.from_numpy(uniforms).to(device=logits.device, dtype=torch.float32).split(blocks[0].shape[0])
-    return torch.cat([_invert(*pair) for pair in zip(blocks, numbers, strict=True)]).cpu().numpy()
+    return torch.cat([_invert(*pair, temperature) for pair in zip(blocks, numbers, strict=True)]).cpu().numpy()
 
 
 def _rows_per_block(logits: torch.Tensor) -> int:
     """All rows, except that a CPU takes a few at a time: larger buffers would be asked from the system anew at every step."""
-    return max(1, _BLOCK_BYTES // logits[0].nbytes) if logits.device.type == "cpu" else logits.shape[0]
+    return max(1, _BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else logits.shape[0]
 
 
-def _invert(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def _invert(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
     cumulative = torch.cumsum(torch.softmax(logits, dim=-1), dim=-1)
     total = cumulative[:, -1:]
     target = uniforms[:, None] * total

@@ -33,10 +33,10 @@ class OutputHead:
         return self._hidden_size
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [rows, vocab_size] of hidden states [rows, hidden]."""
-        logits = self._product(hidden.to(self._dtype)).float()
+        """Logits [rows, vocab_size] of hidden states [rows, hidden], in the head's precision or, where the model alters them, float32."""
+        logits = self._product(hidden.to(self._dtype))
         if self._scale != 1.0:
-            logits *= self._scale
+            logits = logits.float() * self._scale
         if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
+            logits = torch.tanh(logits.float() / self._softcap) * self._softcap
         return logits

@@ -69,11 +69,12 @@ class LanguageModel:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values that a token of a sampled row occupies: float32, whatever the type of the model."""
+        """Keys and values that a token of a sampled row occupies: those of all layers in the model's type, of one also in float32."""
         layout = self.model.config.get_text_config()
         heads = getattr(layout, "num_key_value_heads", None) or layout.num_attention_heads
         width = getattr(layout, "head_dim", None) or layout.hidden_size // layout.num_attention_heads
-        return 2 * layout.num_hidden_layers * heads * width * 4
+        itemsize = DTYPES[self.dtype].itemsize
+        return 2 * heads * width * (layout.num_hidden_layers * itemsize + (4 if itemsize < 4 else 0))
 
     @property
     def fingerprint(self) -> str:

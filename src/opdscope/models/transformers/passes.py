@@ -1,6 +1,6 @@
 """The two forward passes: prefill writes trunks, continue reads new tokens of rows after their trunk and suffix."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,11 +58,14 @@ class RowLayout:
         in_order = len(grid) == num_rows and bool((place == np.arange(num_rows)).all())
         self.row_of_place = None if in_order else torch.from_numpy(grid).to(device)
         self.place_of_row = None if in_order else torch.from_numpy(place).to(device)
-        self.hidden = self._hidden_trunk_tokens(lengths[grid]).to(device) if (lengths != self.num_tokens).any() else None
+        self.mask = self._mask(lengths[grid].reshape(self.num_trunks, -1), device) if (lengths != self.num_tokens).any() else None
+        """What the rows' queries may not see, [num_trunks, 1, rows_per_trunk, 1, num_tokens], where rows may be 1 for all alike."""
 
-    def _hidden_trunk_tokens(self, lengths: np.ndarray) -> torch.Tensor:
-        hidden = np.arange(self.num_tokens) >= lengths[:, None]
-        return torch.from_numpy(hidden).view(self.num_trunks, 1, self.rows_per_trunk, 1, self.num_tokens)
+    def _mask(self, lengths: np.ndarray, device: torch.device) -> torch.Tensor:
+        if (lengths == lengths[:, :1]).all():
+            lengths = lengths[:, :1]
+        hidden = torch.from_numpy(np.arange(self.num_tokens) >= lengths[:, None, :, None, None]).to(device)
+        return _additive(hidden)
 
 
 class ContinuePass:
@@ -85,39 +88,48 @@ class ContinuePass:
         self._window = int(suffix_lengths.max()) + num_new
         self._places = torch.from_numpy(places).to(device)
         self._common_start = int(suffix_lengths[0]) if (suffix_lengths == suffix_lengths[0]).all() else None
-        self._hidden: torch.Tensor | None = None
+        self._own_mask: torch.Tensor | None = None
         if num_new > 1 or self._common_start is None:
-            self._hidden = torch.arange(self._window, device=device) > self._places[:, None, None, :, None]
+            different = self._places if self._common_start is None else self._places[:1]
+            self._own_mask = _additive(torch.arange(self._window, device=device) > different[:, None, None, :, None])
         self._flat_places: torch.Tensor | None = None
+        self._masks: tuple[torch.Tensor | None, torch.Tensor | None] | None = None
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         """See :class:`AttentionPass`."""
         num_rows, num_heads, num_new, dim = query.shape
         keys, values = self._append(layer, key, value)
-        queries_per_head = num_heads // key.shape[1] * num_new
-        query = (query.float() * scaling).contiguous().view(num_rows, key.shape[1], queries_per_head, dim)
-        hidden = self._hidden
-        if hidden is not None:
-            hidden = hidden.expand(num_rows, key.shape[1], queries_per_head // num_new, num_new, self._window)
-        own = partial_attention(query.view(-1, queries_per_head, dim), keys, values, hidden)
-        output, log_total = own[0].view(*query.shape[:-1], -1), own[1].view(*query.shape[:-1], 1)
-        output = join(self._attend_trunk(layer, query), (output, log_total))
+        query = (query.float() * scaling).contiguous().view(num_rows, key.shape[1], -1, dim)
+        trunk_mask, own_mask = self._masks_of_queries(query.shape[2], num_new)
+        own = partial_attention(query, keys, values, own_mask)
+        output = join(self._attend_trunk(layer, query, trunk_mask), own)
         return output.view(num_rows, num_heads, num_new, -1).transpose(1, 2).to(value.dtype)
 
+    def _masks_of_queries(self, num_queries: int, num_new: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Masks of trunk and suffix for `num_queries` = heads per key head · new tokens; equal for all layers, so made once."""
+        if self._masks is None:
+            trunk, own = self._layout.mask, self._own_mask
+            if own is not None:
+                own = own.expand(-1, -1, num_queries // num_new, -1, -1).flatten(2, 3)
+            if trunk is not None:
+                trunk = (trunk if trunk.shape[2] == 1 else trunk.expand(-1, -1, -1, num_queries, -1)).flatten(2, 3)
+            self._masks = trunk, own
+        return self._masks
+
     def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values; return all that the rows have, [rows · kv_heads, window, dim]."""
+        """Store new keys and values; return all that the rows have, float32, [rows, kv_heads, window, dim]."""
         num_rows, num_new = key.shape[0], key.shape[2]
         buffers = self._cache.suffixes[layer].reserve(num_rows, self._window, key, value)
-        flat = [buffer.view(-1, *buffer.shape[2:]) for buffer in buffers]
         if self._common_start is not None:
             window = slice(self._common_start, self._common_start + num_new)
             for buffer, new in zip(buffers, (key, value), strict=True):
                 buffer[:num_rows, :, window] = new
         else:
-            for buffer, new in zip(flat, (key, value), strict=True):
-                index = self._flat_index(key.shape[1], buffer.shape[1])
-                buffer.view(-1, buffer.shape[2]).index_copy_(0, index, new.float().reshape(-1, buffer.shape[2]))
-        return flat[0][: num_rows * key.shape[1], : self._window], flat[1][: num_rows * key.shape[1], : self._window]
+            index = self._flat_index(key.shape[1], buffers[0].shape[2])
+            for buffer, new in zip(buffers, (key, value), strict=True):
+                buffer.view(-1, buffer.shape[3]).index_copy_(0, index, new.reshape(-1, buffer.shape[3]))
+        keys, values = (buffer[:num_rows, :, : self._window] for buffer in buffers)
+        return self._cache.widen(keys, "own keys"), self._cache.widen(values, "own values")
 
     def _flat_index(self, num_kv_heads: int, capacity: int) -> torch.Tensor:
         """Where new tokens go in a suffix buffer seen as [rows · kv_heads · capacity, dim]; equal for all layers, so made once."""
@@ -127,25 +139,26 @@ class ContinuePass:
             self._flat_places = (sequence * capacity + self._places[:, None, :]).flatten()
         return self._flat_places
 
-    def _attend_trunk(self, layer: int, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend_trunk(self, layer: int, query: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The trunks' part for queries [rows, kv_heads, queries, dim]: output likewise, and log-sum-exp [rows, kv_heads, queries, 1]."""
         layout, (num_kv_heads, num_queries, dim) = self._layout, query.shape[1:]
-        grid = (layout.num_trunks, layout.rows_per_trunk, num_kv_heads, num_queries)
         query = query if layout.row_of_place is None else query.index_select(0, layout.row_of_place)
-        query = query.view(*grid, dim).transpose(1, 2).reshape(layout.num_trunks * num_kv_heads, -1, dim)
-        keys, values = (self._trunk_view(buffer) for buffer in (self._cache.trunks[layer].keys, self._cache.trunks[layer].values))
-        hidden = layout.hidden
-        if hidden is not None:
-            hidden = hidden.expand(layout.num_trunks, num_kv_heads, layout.rows_per_trunk, num_queries, layout.num_tokens)
-        parts = partial_attention(query, keys, values, hidden)
-        return self._to_rows(parts[0], grid), self._to_rows(parts[1], grid)
+        query = query.view(layout.num_trunks, layout.rows_per_trunk, num_kv_heads, num_queries, dim).transpose(1, 2)
+        keys, values = self._trunk("keys", layer), self._trunk("values", layer)
+        output, log_total = partial_attention(query.flatten(2, 3), keys, values, mask)
+        return self._to_rows(output), self._to_rows(log_total)
 
-    def _trunk_view(self, buffer: Any) -> torch.Tensor:
-        num_sequences = self._layout.num_trunks * buffer.shape[1]
-        return buffer.view(-1, *buffer.shape[2:])[:num_sequences, : self._layout.num_tokens]
+    def _trunk(self, which: Literal["keys", "values"], layer: int) -> torch.Tensor:
+        """Keys or values of the trunks, float32, [num_trunks, kv_heads, num_tokens, dim]."""
+        held: Any = getattr(self._cache.trunks[layer], which)
+        return self._cache.widen(held[: self._layout.num_trunks, :, : self._layout.num_tokens], f"trunk {which}")
 
-    def _to_rows(self, part: torch.Tensor, grid: tuple[int, int, int, int]) -> torch.Tensor:
-        num_trunks, rows_per_trunk, num_kv_heads, num_queries = grid
-        part = part.view(num_trunks, num_kv_heads, rows_per_trunk, num_queries, -1).transpose(1, 2)
-        part = part.reshape(num_trunks * rows_per_trunk, num_kv_heads, num_queries, -1)
+    def _to_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """From the grid [num_trunks, kv_heads, rows_per_trunk · queries, …] back to [rows, kv_heads, queries, …]."""
+        part = part.unflatten(2, (self._layout.rows_per_trunk, -1)).transpose(1, 2).flatten(0, 1)
         return part if self._layout.place_of_row is None else part.index_select(0, self._layout.place_of_row)
+
+
+def _additive(hidden: torch.Tensor) -> torch.Tensor:
+    """What is added to scores: -inf where hidden, else 0."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))

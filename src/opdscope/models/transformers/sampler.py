@@ -63,8 +63,8 @@ class TransformersSampler:
             new_tokens: Forced and sampled tokens of the longest continuation.
 
         Returns:
-            Bytes: layers · kv_heads · 2 · head_dim · 4 · (num_trunks · trunk_tokens + max_rows · 2 · new_tokens) for keys and values in
-            float32 (the 2 because buffers grow by doubling), and max_rows · vocab_size · 12 for one step's logits, probabilities and sums.
+            Bytes: a token's keys and values · (num_trunks · trunk_tokens + max_rows · 2 · new_tokens) (the 2 because buffers grow by
+            doubling), and max_rows · vocab_size · 12 for one step's logits, probabilities and sums.
         """
         tokens = num_trunks * trunk_tokens + self._max_rows * 2 * new_tokens
         return self._language_model.cache_bytes_per_token * tokens + self._max_rows * self._language_model.vocab_size * 12

@@ -42,7 +42,7 @@ def _shared_prefix_logits(language_model: LanguageModel, token_ids: np.ndarray) 
     engine.prefill([token_ids[:_TRUNK_TOKENS].tolist()], first_slot=0)
     layout = RowLayout(np.zeros(1, dtype=np.int64), np.array([_TRUNK_TOKENS]), language_model.device)
     hidden = engine.advance(layout, np.zeros(1, dtype=np.int64), token_ids[None, _TRUNK_TOKENS:])
-    return language_model.output_head().logits(hidden[0])
+    return language_model.output_head().logits(hidden[0]).float()
 
 
 def _refusal(language_model: LanguageModel, reason: str) -> str:
