@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opdscope.core.alignment import gain_variance
 from opdscope.core.allocation import (
     allocate_tokens,
     counts_for_variance,
@@ -17,7 +18,6 @@ from opdscope.core.allocation import (
     neyman_counts,
     target_weights,
 )
-from opdscope.core.alignment import gain_variance
 from opdscope.errors import ShapeError
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
