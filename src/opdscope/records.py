@@ -144,7 +144,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         window=pa.int32(),
         token_id=pa.int32(),
     ),
-    # The strata of a node, in order; the last may be the tail (token_id -1). `forced_token_ids` holds one token per planned continuation.
+    # The strata of a node, in order; the last may be the tail (token_id -1). `forced_token_ids` holds one token per planned continuation;
+    # where they are planned in rounds, those of the pilot, and for the tail one for each that it could ever get.
     # `terminal`: success where the token ends the response, else NaN. squared_prob: sum of squared probabilities in the stratum.
     "strata": _schema(
         node_id=pa.string(),
@@ -156,6 +157,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         terminal=pa.float64(),
         forced_token_ids=_TOKENS,
     ),
+    # Continuations planned in each round of a target that plans in rounds; without such rounds the plan is `forced_token_ids`.
+    "rounds": _schema(round=pa.int32(), node_id=pa.string(), stratum=pa.int32(), first_index=pa.int32(), count=pa.int32()),
     # One objective of one teacher at a node. Lists: one entry per stratum; signal and gradient are student-weighted means within it.
     "node_signals": _schema(
         node_id=pa.string(),

@@ -18,6 +18,7 @@ from opdscope.config.sections import (
     TeacherConfig,
     same_entropy_name,
 )
+from opdscope.config.target import TargetConfig
 
 __all__ = [
     "CONTEXTS",
@@ -31,6 +32,7 @@ __all__ = [
     "PaperConfig",
     "PromptFormat",
     "ReasoningGymTaskConfig",
+    "TargetConfig",
     "TargetedConfig",
     "TaskConfig",
     "TeacherConfig",

@@ -25,11 +25,12 @@ from opdscope.config.sections import (
     TargetedConfig,
     TeacherConfig,
 )
+from opdscope.config.target import TargetConfig
 from opdscope.errors import ConfigError
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "student": ModelConfig, "teachers": TeacherConfig, "nulls": NullsConfig, "prompt": PromptFormat, "rollouts": RolloutsConfig,
-    "targeted": TargetedConfig, "paper": PaperConfig, "engine": EngineConfig, "analysis": AnalysisConfig,
+    "targeted": TargetedConfig, "target": TargetConfig, "paper": PaperConfig, "engine": EngineConfig, "analysis": AnalysisConfig,
 }  # fmt: skip
 _TASKS: dict[str, type[BaseModel]] = {
     "chain": EmbeddedTaskConfig, "addition": EmbeddedTaskConfig, "exact": ExactTaskConfig, "reasoning_gym": ReasoningGymTaskConfig,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from opdscope.config.paper import PaperConfig, fill_preset
+from opdscope.config.target import TargetConfig
 from opdscope.core.divergences import check_objective
 
 CONTEXTS = ("plain", "answer", "solution", "unrelated_solution")
@@ -220,9 +221,11 @@ class TargetedConfig(_Strict):
     min_candidate_prob: float = Field(default=0.01, gt=0, lt=1)
     """A token is a candidate if the student or a teacher gives it at least this probability."""
     continuations_per_node: int = Field(default=32, ge=2)
-    """Continuations a node, shared out over its strata."""
+    """Continuations a node, shared out over its strata; with `target.kind` tokens or map the target decides instead."""
     min_continuations: int = Field(default=3, ge=2)
-    """Least continuations of a stratum that is sampled at all."""
+    """Least continuations of a stratum that is sampled at all; with `target.kind` tokens or map they are the pilot."""
+    max_continuations: int = Field(default=200, ge=2)
+    """Most continuations of a stratum with `target.kind` tokens or map."""
     min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
     """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
     temperature: float | None = Field(default=None, gt=0)
@@ -283,6 +286,8 @@ class Config(_Strict):
     """Ordinary rollouts."""
     targeted: TargetedConfig = TargetedConfig()
     """Targeted rollouts."""
+    target: TargetConfig = TargetConfig()
+    """What is asked for, and so when it may stop."""
     protocol: Literal["default", "paper"] = "default"
     """How targeted rollouts are placed and counted: `paper` repeats the source paper, biases included, and says beside each of its numbers
     what a sound analysis of the same run says."""
@@ -334,6 +339,10 @@ class Config(_Strict):
         if self.protocol == "default" and self.paper is not None:
             raise ValueError("paper: these settings belong to the source paper's protocol; add `protocol: paper`, or remove them")
         if self.protocol == "paper":
+            if self.target.kind != "each_node":
+                raise ValueError(
+                    f"target: {self.target.kind!r} belongs to the default protocol; `protocol: paper` spends what the paper spends"
+                )
             if self.targeted != TargetedConfig(temperature=self.targeted.temperature):
                 raise ValueError("targeted: these settings belong to the default protocol; with `protocol: paper` use the section `paper`")
             if "reverse_kl" not in self.objectives:

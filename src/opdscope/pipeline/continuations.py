@@ -1,12 +1,14 @@
 """Targeted rollouts: the student finishes from each node after each stratum's token. Fresh: none is counted at any other node."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import Sample, SampleRequest
 from opdscope.pipeline.experiment import UNIT_ROWS, Experiment, unit_names
-from opdscope.records import to_table
+from opdscope.pipeline.rounds import Planned, Rounds
+from opdscope.records import TAIL, to_table
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,42 @@ class _Branch:
 
     node: dict[str, Any]
     stratum: int
+    first_index: int
     forced: tuple[int, ...]
 
 
 def sample_continuations(experiment: Experiment) -> None:
-    """Draw and verify the planned continuations of every node; success does not depend on the teacher, so one set serves all."""
-    units = _units(experiment)
-    names = unit_names(len(units))
+    """Draw and verify the planned continuations of every node; success does not depend on the teacher, so one set serves all.
+
+    They are planned with the nodes, or in rounds where the target wants it.
+    """
+    nodes = {row["node_id"]: row for row in experiment.run.table("nodes").to_pylist()}
+    strata = experiment.run.table("strata").to_pylist()
+    if experiment.config.target.kind == "each_node":
+        branches = [_Branch(nodes[row["node_id"]], row["stratum"], 0, tuple(row["forced_token_ids"])) for row in strata]
+        _draw(experiment, "continuations", "", branches)
+        return
+    rounds = Rounds(experiment)
+    forced = {(row["node_id"], row["stratum"]): row for row in strata}
+    for index in itertools.count():
+        planned = rounds.plan(index)
+        if not planned:
+            return
+        branches = [_round_branch(nodes[p.node_id], forced[p.node_id, p.stratum], p) for p in planned]
+        _draw(experiment, f"continuations {index}" if index else "pilot continuations", f"{index:03d}-", branches)
+
+
+def _round_branch(node: dict[str, Any], stratum: dict[str, Any], planned: Planned) -> _Branch:
+    stop = planned.first_index + planned.count
+    tokens = (
+        stratum["forced_token_ids"][planned.first_index : stop] if stratum["token_id"] == TAIL else [stratum["token_id"]] * planned.count
+    )
+    return _Branch(node, planned.stratum, planned.first_index, tuple(tokens))
+
+
+def _draw(experiment: Experiment, stage: str, prefix: str, branches: list[_Branch]) -> None:
+    units = _units(branches)
+    names = [prefix + name for name in unit_names(len(units))]
     paths = {
         (row["question_id"], row["rollout_index"]): tuple(row["token_ids"])
         for row in experiment.run.table("rollouts").select(["question_id", "rollout_index", "token_ids"]).to_pylist()
@@ -47,24 +78,23 @@ def sample_continuations(experiment: Experiment) -> None:
         return sum(len(sample.token_ids) for sample in samples)
 
     sizes = [(name, sum(len(branch.forced) for branch in unit)) for name, unit in zip(names, units, strict=True)]
-    experiment.run_units("continuations", "continuations", sizes, work)
+    experiment.run_units(stage, "continuations", sizes, work)
 
 
-def _units(experiment: Experiment) -> list[list[_Branch]]:
+def _units(branches: list[_Branch]) -> list[list[_Branch]]:
     """Branches in the order of their nodes, so that a unit holds whole nodes of few paths, about `UNIT_ROWS` continuations in all."""
-    nodes = {row["node_id"]: row for row in experiment.run.table("nodes").to_pylist()}
-    by_node: dict[str, list[_Branch]] = {node_id: [] for node_id in nodes}
-    for row in experiment.run.table("strata").to_pylist():
-        if row["forced_token_ids"]:
-            by_node[row["node_id"]].append(_Branch(nodes[row["node_id"]], row["stratum"], tuple(row["forced_token_ids"])))
+    by_node: dict[str, list[_Branch]] = {}
+    for branch in branches:
+        if branch.forced:
+            by_node.setdefault(branch.node["node_id"], []).append(branch)
     units: list[list[_Branch]] = []
     rows = UNIT_ROWS
-    for branches in by_node.values():
-        size = sum(len(branch.forced) for branch in branches)
+    for own in by_node.values():
+        size = sum(len(branch.forced) for branch in own)
         if rows + size > UNIT_ROWS:
             units.append([])
             rows = 0
-        units[-1] += branches
+        units[-1] += own
         rows += size
     return [unit for unit in units if unit]
 
@@ -81,7 +111,7 @@ def _planned(experiment: Experiment, branch: _Branch) -> list[dict[str, Any]]:
             "position": branch.node["position"],
             "seed": derive_seed(experiment.config.seed, "continuation", branch.node["node_id"], branch.stratum, index),
         }
-        for index, token in enumerate(branch.forced)
+        for index, token in enumerate(branch.forced, branch.first_index)
     ]
 
 

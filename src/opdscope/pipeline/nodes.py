@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from opdscope.config import TargetedConfig
 from opdscope.core.divergences import entropy
@@ -174,7 +174,7 @@ def _strata(
     if tail is not None:
         sampled.append(bool(tail.sum() >= settings.min_tail_prob) and not last)
         weights.append(max(1.0 - float(np.sum(candidates.share)), 0.0))
-    counts = allocate_continuations(np.array(weights), settings.continuations_per_node, settings.min_continuations, np.array(sampled))
+    counts = _first_counts(experiment, np.array(weights), np.array(sampled), tail is not None)
     rows = [
         stratum_row(
             node_id,
@@ -192,6 +192,19 @@ def _strata(
         row = stratum_row(node_id, len(rows), TAIL, "", float(tail.sum()), float((tail**2).sum()), 0.0 if last else np.nan, 0)
         rows.append({**row, "forced_token_ids": _draw_tail(experiment.config.seed, node_id, tail, int(counts[-1]))})
     return rows
+
+
+def _first_counts(
+    experiment: Experiment, weights: Float[np.ndarray, "stratum"], sampled: Bool[np.ndarray, "stratum"], has_tail: bool
+) -> Int[np.ndarray, "stratum"]:
+    """Continuations that are planned with the node: all of them, or the pilot and, for a tail, the tokens of as many as it could ever get."""
+    settings = experiment.config.targeted
+    if experiment.config.target.kind == "each_node":
+        return allocate_continuations(weights, settings.continuations_per_node, settings.min_continuations, sampled)
+    counts = np.where(sampled, settings.min_continuations, 0)
+    if has_tail and sampled[-1]:
+        counts[-1] = settings.max_continuations
+    return counts
 
 
 def _draw_tail(seed: int, node_id: str, tail: Float[np.ndarray, "vocab"], count: int) -> Int[np.ndarray, "draw"]:

@@ -128,11 +128,29 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
         stage("teacher rollouts", own * len(config.teachers), 1.0, 1, slowest),
         stage("screening", num_questions * rollouts.num_rollouts, 1.0, models, scoring),
         stage("nodes", paths, 1.0, models, scoring),
-        # a node lies somewhere on its path: on average half of the response is still to come
-        stage("continuations", paths * targeted.nodes_per_path * targeted.continuations_per_node, 0.5, 1, student)
-        if config.paper is None
-        else _paper_continuations(config, config.paper, paths, length, student),
+        _continuations(config, paths, length, student),
     ]
+
+
+def _continuations(config: Config, paths: int, length: float, speed: float | None) -> PlannedStage:
+    """A node lies somewhere on its path: on average half of the response is still to come."""
+    if config.paper is not None:
+        return _paper_continuations(config, config.paper, paths, length, speed)
+    targeted, target = config.targeted, config.target
+    nodes, per_sample = paths * targeted.nodes_per_path, max(length * 0.5, 1.0)
+    if target.kind == "each_node":
+        samples = nodes * targeted.continuations_per_node
+        most, name = samples * config.rollouts.max_completion_length, "continuations"
+    else:
+        # the pilot is drawn in any case; a map without a budget is known only once the pilot is
+        strata = nodes * (targeted.max_candidates + 1)
+        upper = strata * targeted.max_continuations * config.rollouts.max_completion_length
+        pilot = strata * targeted.min_continuations * config.rollouts.max_completion_length
+        most = upper if target.tokens is None else min(upper, max(pilot, target.tokens))
+        samples = round((strata * targeted.max_continuations * per_sample if target.tokens is None else target.tokens) / per_sample)
+        name = "continuations, at most"
+    expected = round(samples * per_sample)
+    return PlannedStage(name, samples, expected, most, None if speed is None else expected / speed)
 
 
 def _paper_continuations(config: Config, paper: PaperConfig, paths: int, length: float, speed: float | None) -> PlannedStage:

@@ -85,10 +85,11 @@ def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
         entry[0] += row["outcome"] == Outcome.CORRECT
         entry[1] += row["outcome"] != Outcome.UNVERIFIABLE
         entry[2] += 1
+    planned = _planned_counts(tables)
     complete = [
         row
         for row in tables["nodes"].to_pylist()
-        if all(counts.get((row["node_id"], s["stratum"]), [0, 0, 0])[2] == len(s["forced_token_ids"]) for s in strata[row["node_id"]])
+        if all(counts.get(key, [0, 0, 0])[2] == planned[key] for s in strata[row["node_id"]] for key in [(row["node_id"], s["stratum"])])
     ]
     width = max((len(strata[row["node_id"]]) for row in complete), default=0)
     shape = (len(complete), width)
@@ -102,6 +103,18 @@ def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
             correct[i, k], verified[i, k], _ = counts.get((row["node_id"], k), [0, 0, 0])
             is_tail[i, k] = stratum["token_id"] == TAIL
     return NodeArrays(complete, probs, squared, is_tail, StratumOutcomes(correct, verified, terminal))
+
+
+def _planned_counts(tables: Mapping[str, pa.Table]) -> dict[tuple[str, int], int]:
+    """Continuations that each stratum is to have: what the rounds say where there are rounds, else what was planned with the node."""
+    columns = ["node_id", "stratum", "forced_token_ids"]
+    found = {(row["node_id"], row["stratum"]): len(row["forced_token_ids"]) for row in tables["strata"].select(columns).to_pylist()}
+    rounds = tables["rounds"].to_pylist()
+    if rounds:
+        found = dict.fromkeys(found, 0)
+        for row in rounds:
+            found[row["node_id"], row["stratum"]] += row["count"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Continuations in rounds: a pilot everywhere, then each round's batch where it narrows what was asked for most per token.
+
+What decides how many continuations a stratum gets are probabilities, ordinary rollouts, and the pilot's outcomes at *other* questions, through a
+cross-fitted regression. The pilot's own counts are fixed by probabilities alone. So with a width as the target and no budget, a stratum's count is
+independent of every outcome of its question: means stay unbiased, and intervals that hold for fixed counts hold for these. Only the pilot is
+learnt from: a second round that learnt from the first would, by way of other questions' counts, depend on its own outcomes again. A budget of
+tokens is shared: what other questions take, and the lengths of what was drawn, scale all counts of a question together. That one number can
+depend on its outcomes, by the order of its share in the run; how a question's continuations are shared out among its strata does not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import ndtri
+
+from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
+from opdscope.core.success import StratumOutcomes
+from opdscope.pipeline.experiment import Experiment
+from opdscope.records import TAIL, Outcome, Role, to_table
+from opdscope.summary.nodes import padded
+
+_FOLDS = 10
+"""Parts of the questions that the regression leaves out in turn."""
+
+_LEAST_VARIANCE = 0.02
+"""Of an outcome: a stratum foretold to succeed almost always is still looked at."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Continuations of one stratum in one round."""
+
+    node_id: str
+    stratum: int
+    first_index: int
+    """Index of the first one: the stratum's continuations before this round."""
+    count: int
+
+
+class Rounds:
+    """The rounds of a run, planned one after another and read back where they are stored."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        """Read what nodes and strata are stored."""
+        self._experiment = experiment
+        self._rows = experiment.run.table("nodes").to_pylist()
+        index_of = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        strata = experiment.run.table("strata").to_pylist()
+        shape = (len(self._rows), max((row["stratum"] + 1 for row in strata), default=0))
+        self._probs, self._tape = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        self._is_tail = np.zeros(shape, dtype=bool)
+        for row in strata:
+            place = index_of[row["node_id"]], row["stratum"]
+            self._probs[place], self._is_tail[place] = row["student_prob"], row["token_id"] == TAIL
+            self._tape[place] = len(row["forced_token_ids"])
+        settings = experiment.config.targeted
+        self._pilot = np.where(self._tape > 0, settings.min_continuations, 0)
+        self._most = np.where(self._tape > 0, settings.max_continuations, 0)
+
+    def plan(self, index: int) -> list[Planned]:
+        """What a round draws; empty if the target is reached or what may be spent is spent.
+
+        All earlier rounds must be finished. The plan is stored before it is returned, so that an interrupted round goes on as it was meant.
+        """
+        run, name = self._experiment.run, f"{index:03d}"
+        if not run.has("rounds", name):
+            rows = [{"round": index, **vars(planned)} for planned in self._decide(index)]
+            run.write("rounds", name, to_table("rounds", rows))
+        own = [row for row in run.table("rounds").to_pylist() if row["round"] == index]
+        return [Planned(row["node_id"], row["stratum"], row["first_index"], row["count"]) for row in own]
+
+    def _decide(self, index: int) -> list[Planned]:
+        have = np.zeros_like(self._pilot)
+        if index == 0:
+            return self._planned(have, self._pilot)
+        places = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        for row in self._experiment.run.table("rounds").to_pylist():
+            have[places[row["node_id"]], row["stratum"]] += row["count"]
+        target = self._experiment.config.target
+        last = target.rounds if target.kind == "tokens" else 1
+        if index > last or self._out_of_time():
+            return []
+        spent = sum(len(tokens) for tokens in self._experiment.run.table("continuations")["token_ids"].to_pylist())
+        left = np.inf if target.tokens is None else float(target.tokens - spent)
+        added = self._by_tokens(have, left / (last - index + 1)) if target.kind == "tokens" else self._by_width(have, left)
+        return self._planned(have, np.minimum(added, self._most - have))
+
+    def _planned(self, have: Int[np.ndarray, "node stratum"], added: Int[np.ndarray, "node stratum"]) -> list[Planned]:
+        return [
+            Planned(self._rows[i]["node_id"], k, int(have[i, k]), int(added[i, k])) for i, k in zip(*np.nonzero(added > 0), strict=True)
+        ]
+
+    def _out_of_time(self) -> bool:
+        limit = self._experiment.config.target.seconds
+        took = sum(entry["seconds"] for entry in self._experiment.run.times() if entry["stage"].startswith("continuations"))
+        return limit is not None and took >= limit
+
+    def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
+        """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""
+        signals, variances = self._signals()
+        weight = self._node_weights()
+        # a teacher's push over all nodes is one scale: nodes at which it pushes harder do count for more
+        scales = np.sqrt(np.sum(weight**2 * variances, axis=1, keepdims=True))
+        weights = target_weights(self._probs, signals * weight[:, None], scales)
+        return self._greedy(weights, have, budget)
+
+    def _by_width(self, have: Int[np.ndarray, "node stratum"], left: float) -> Int[np.ndarray, "node stratum"]:
+        """At each node, for the teacher that needs most of each stratum, what the width demands; the most useful of it if that is too much."""
+        target, level = self._experiment.config.target, self._experiment.config.analysis.confidence
+        signals, variances = self._signals()
+        each = [
+            target_weights(self._probs, signal[None], np.sqrt(variance)[None]) for signal, variance in zip(signals, variances, strict=True)
+        ]
+        weights = np.max(each, axis=0)
+        wanted = (target.width / (2.0 * float(ndtri(0.5 + level / 2)))) ** 2
+        variance, cost = self._variance(), self._cost()
+        counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._experiment.config.targeted.max_continuations)
+        added = np.maximum(counts - have, 0)
+        if float(np.sum(added * cost)) > left:
+            return np.minimum(added, self._greedy(weights, have, left))
+        return added
+
+    def _greedy(self, weights: Float[np.ndarray, "node stratum"], have: Int[np.ndarray, "node stratum"], budget: float) -> np.ndarray:
+        use = np.nonzero(self._tape > 0)
+        added = np.zeros_like(have)
+        added[use] = allocate_tokens(weights[use], self._variance()[use], have[use], self._cost()[use], budget)
+        return added
+
+    def _signals(self) -> tuple[Float[np.ndarray, "teacher node stratum"], Float[np.ndarray, "teacher node"]]:
+        """Signal per stratum and its variance over the vocabulary, of every real teacher, for the objective that makes the ranking."""
+        objective, places = self._experiment.config.objectives[0], {row["node_id"]: i for i, row in enumerate(self._rows)}
+        names = list(self._experiment.teachers)
+        signals, variances = np.zeros((len(names), *self._probs.shape)), np.zeros((len(names), len(self._rows)))
+        own = [r for r in self._experiment.run.table("node_signals").to_pylist() if r["objective"] == objective and r["teacher"] in names]
+        for row, values in zip(own, padded([row["signal"] for row in own], self._probs.shape[1]), strict=True):
+            place = names.index(row["teacher"]), places[row["node_id"]]
+            signals[place], variances[place] = values, row["signal_variance"]
+        finite = np.isfinite(signals).all(axis=2) & np.isfinite(variances)  # a forward-KL signal may exceed any float
+        return np.where(finite[..., None], signals, 0.0), np.where(finite, variances, 0.0)
+
+    def _node_weights(self) -> Float[np.ndarray, "node"]:
+        """Weight of a node in the mean over questions, as the summary has it: inverse inclusion, divided by the question's paths."""
+        path = np.array([1.0 / row["path_inclusion"] for row in self._rows])
+        paths = {(row["question_id"], row["rollout_index"]): 1.0 / row["path_inclusion"] for row in self._rows}
+        size: dict[str, float] = {}
+        for (question, _), own in paths.items():
+            size[question] = size.get(question, 0.0) + own
+        return path / np.array([row["inclusion"] * size[row["question_id"]] for row in self._rows])
+
+    def _cost(self) -> Float[np.ndarray, "node stratum"]:
+        """Tokens of a continuation: what was left of the node's path, known before any is drawn."""
+        length = self._lengths()
+        left = [max(length[row["question_id"], row["rollout_index"]] - row["position"] - 1, 1) for row in self._rows]
+        return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
+
+    def _lengths(self) -> dict[tuple[str, int], int]:
+        table = self._experiment.run.table("rollouts")
+        return {(row["question_id"], row["rollout_index"]): len(row["token_ids"]) for row in table.to_pylist()}
+
+    def _variance(self) -> Float[np.ndarray, "node stratum"]:
+        """Variance of an outcome of each stratum, foretold from the pilot at other questions."""
+        use = np.nonzero(self._tape > 0)
+        pilot = self._pilot_outcomes()
+        questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
+        fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
+        success = cross_fitted_success(self._features()[use], pilot.num_correct[use], pilot.num_verified[use], fold)
+        variance = np.zeros(self._probs.shape)
+        variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
+        return variance
+
+    def _pilot_outcomes(self) -> StratumOutcomes:
+        places = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        correct, verified = np.zeros_like(self._pilot), np.zeros_like(self._pilot)
+        columns = ["node_id", "stratum", "continuation_index", "outcome"]
+        for row in self._experiment.run.table("continuations").select(columns).to_pylist():
+            place = places[row["node_id"]], row["stratum"]
+            if row["continuation_index"] < self._pilot[place] and row["outcome"] != Outcome.UNVERIFIABLE:
+                correct[place] += row["outcome"] == Outcome.CORRECT
+                verified[place] += 1
+        return StratumOutcomes(correct, verified, np.full(correct.shape, np.nan))
+
+    def _features(self) -> Float[np.ndarray, "node stratum feature"]:
+        """What is known of a stratum for nothing: where it lies, what became of its path, how often its question is answered."""
+        length, share = self._lengths(), self._shares()
+        depth = np.array([row["position"] / max(length[row["question_id"], row["rollout_index"]], 1) for row in self._rows])
+        outcome = np.array([1.0 if row["path_outcome"] == "correct" else -1.0 for row in self._rows])
+        node = [np.array([share[row["question_id"]] for row in self._rows]), outcome, depth, outcome * depth]
+        node += [np.array([row["entropy"] for row in self._rows])]
+        logprob = np.log(np.maximum(self._probs, 1e-6))
+        columns = [np.repeat(values[:, None], self._probs.shape[1], axis=1) for values in node]
+        return np.stack([*columns, logprob, logprob * outcome[:, None], self._is_tail.astype(np.float64)], axis=-1)
+
+    def _shares(self) -> dict[str, float]:
+        """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
+        counts: dict[str, list[int]] = {}
+        for row in self._experiment.run.table("rollouts").select(["question_id", "role", "outcome"]).to_pylist():
+            if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
+                counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
+        return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}

@@ -1,0 +1,103 @@
+"""What a diagnosis is asked for: rounds that keep to the budget, resume where they were, and never look at the outcomes that they count."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import opdscope
+from opdscope.config import load_config
+from opdscope.errors import ConfigError
+from opdscope.pipeline import rounds
+from opdscope.store import Run
+from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
+
+SMALL: dict[str, Any] = {
+    "student": {"model_name_or_path": "exact:itself"},
+    "teachers": [{"name": f"{name} teacher", "teacher_model_name_or_path": f"exact:{name}"} for name in ("good", "weak")],
+    "task": {"kind": "exact", "num_questions": 6, "length": 18},
+    "objectives": ["reverse_kl"],
+    "rollouts": {"num_rollouts": 8, "num_demonstrations": 0, "max_completion_length": 19},
+    "targeted": {"paths_per_outcome": 1, "nodes_per_path": 4},
+}
+TOKENS = {**SMALL, "target": {"kind": "tokens", "tokens": 12_000, "rounds": 3}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return opdscope.diagnose(TOKENS, run_dir=tmp_path_factory.mktemp("tokens") / "run")
+
+
+def test_a_budget_of_tokens_is_spent_and_not_exceeded(finished: Run) -> None:
+    spent = sum(len(row) for row in finished.table("continuations")["token_ids"].to_pylist())
+    # in this world a continuation is as long as what was left of its path, so that costs are foretold exactly
+    assert 12_000 - 3 * 19 <= spent <= 12_000
+    assert set(finished.table("rounds")["round"].to_pylist()) == {0, 1, 2, 3}
+    assert len(read_nodes(finished.tables()).rows) == finished.table("nodes").num_rows
+
+
+@pytest.mark.parametrize("lost", ["002", "001-000001"])
+def test_an_interrupted_run_ends_in_the_tables_of_an_undisturbed_one(finished: Run, lost: str, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    for name in ("rounds", "continuations"):
+        for part in (tmp_path / "run" / name).glob("*.parquet"):
+            # a part that lies after the interruption is not there yet; a plan is stored before its continuations
+            if part.stem >= lost and not (name == "rounds" and part.stem <= lost[:3]):
+                part.unlink()
+    again = opdscope.diagnose(TOKENS, run_dir=tmp_path / "run", overrides=["engine.max_rows=5"])
+    for name in ("rounds", "continuations"):
+        assert again.table(name).equals(finished.table(name)), name
+
+
+def test_the_counts_for_a_width_do_not_depend_on_a_questions_own_outcomes(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = finished.table("nodes")["question_id"].to_pylist()[0]
+
+    def turned(self: rounds.Rounds) -> Any:
+        found = plain(self)
+        own = np.array([row["question_id"] == question for row in self._rows])
+        found.num_correct[own] = found.num_verified[own] - found.num_correct[own]
+        return found
+
+    plain = rounds.Rounds._pilot_outcomes
+    config = {**SMALL, "target": {"kind": "map", "width": 0.15}}
+    same = opdscope.diagnose(config, run_dir=tmp_path / "plain")
+    monkeypatch.setattr(rounds.Rounds, "_pilot_outcomes", turned)
+    other = opdscope.diagnose(config, run_dir=tmp_path / "turned")
+
+    def own(run: Run) -> list[dict[str, Any]]:
+        return [row for row in run.table("rounds").to_pylist() if row["node_id"].startswith(f"{question}/")]
+
+    assert own(other) == own(same)
+    assert len(own(same)) > 10
+    assert not other.table("rounds").equals(same.table("rounds"))  # the other questions did see them
+
+
+def test_a_map_gives_nodes_the_width_that_was_asked_for(tmp_path: Path) -> None:
+    run = opdscope.diagnose({**SMALL, "target": {"kind": "map", "width": 0.15}}, run_dir=tmp_path / "run")
+    tables, nodes = run.tables(), read_nodes(run.tables())
+    assert len(nodes.rows) == run.table("nodes").num_rows
+    posterior = node_posterior(tables, nodes, run.config)
+    for measures in measure_nodes(tables, nodes, posterior, run.config):
+        if not measures.teacher.endswith(" teacher"):
+            continue
+        spread = np.array([row["signal_variance"] for row in tables["node_signals"].to_pylist() if row["teacher"] == measures.teacher])
+        width = (measures.natural_gain[:, 2] - measures.natural_gain[:, 1]) / np.sqrt(np.maximum(spread, 1e-12))
+        # variances are foretold and not known: most nodes reach the width, the others miss it by the error of the foretelling
+        assert np.mean(width[spread > 1e-6] <= 0.15 * 1.1) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ({"kind": "tokens"}, "needs tokens"),
+        ({"kind": "map", "rounds": 2}, "has no rounds"),
+        ({"kind": "map", "with": 2}, "did you mean 'width'"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused_in_a_sentence(target: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config({**SMALL, "target": target})
