@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy setup models clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ bench-truth: $(STAMP)
 # Each formula made wrong in turn: a test must notice; writes docs/mutations.md.
 bench-mutations: $(STAMP)
 	$(BIN)/python bench/mutations.py
+
+# What a token of continuations buys under each allocation; writes docs/economy.md.
+bench-economy: $(STAMP)
+	$(BIN)/python bench/economy.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)
