@@ -25,6 +25,10 @@ def same_entropy_name(teacher: str) -> str:
     return f"{teacher}: its entropy"
 
 
+DEFAULT_ANSWER_PATTERN = r"(?im)^(?!.*\\boxed)\W*answer\W*?:\s*(.+?)\W*$|\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+"""A line `Answer: …` that holds no box, or `\\boxed{…}` with braces up to two deep inside."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,8 +104,9 @@ class ReasoningGymTaskConfig(_Strict):
     """How many questions."""
     seed: int = 0
     """Which questions."""
-    answer_pattern: str = r"(?im)^\W*answer\W*?:\s*(.+?)\W*$"
-    """Regular expression that finds the final answer in a response; its first group of the last match is scored."""
+    answer_pattern: str = DEFAULT_ANSWER_PATTERN
+    """Regular expression that finds the final answer in a response; the last match is scored, by its first group that is not empty.
+    The default knows lines `Answer: …` and `\\boxed{…}`."""
 
 
 class JsonlTaskConfig(_Strict):
@@ -117,8 +122,8 @@ class JsonlTaskConfig(_Strict):
     """Key of the answer."""
     verifier: Literal["exact", "numeric", "math"] = "numeric"
     """exact: equal after trimming; numeric: equal as numbers; math: math-verify's symbolic comparison."""
-    answer_pattern: str | None = r"(?im)^\W*answer\W*?:\s*(.+?)\W*$"
-    """Regular expression that finds the final answer (first group, last match); None gives the whole response to the verifier."""
+    answer_pattern: str | None = DEFAULT_ANSWER_PATTERN
+    """Regular expression that finds the final answer (last match, first group that is not empty); None gives the verifier the whole response."""
     num_questions: int | None = Field(default=None, ge=1)
     """Take the first so many; None takes all."""
 

@@ -21,7 +21,7 @@ def compile_answer_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def extract_answer(pattern: re.Pattern[str], response: str) -> str | None:
-    r"""What the first group holds in the last match where it is not empty, without the marks that models put around answers; else None.
+    r"""What the last match holds in its first group that is not empty, without the marks that models put around answers; else None.
 
     Taken off: white space, `$`, backticks, `**` and a period at the end.
 
@@ -31,7 +31,7 @@ def extract_answer(pattern: re.Pattern[str], response: str) -> str | None:
     """
     found: str | None = None
     for match in pattern.finditer(response):
-        found = match.group(1) or found  # an optional group may be None, and `(.*)` matches nothing at the end
+        found = next(filter(None, match.groups()), found)  # an optional group may be None, and `(.*)` matches nothing at the end
     return None if found is None else _unwrap(found)
 
 
