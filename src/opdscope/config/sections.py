@@ -25,7 +25,7 @@ def same_entropy_name(teacher: str) -> str:
     return f"{teacher}: its entropy"
 
 
-DEFAULT_ANSWER_PATTERN = r"(?im)^(?!.*\\boxed)\W*answer\W*?:\s*(.+?)\W*$|\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+DEFAULT_ANSWER_PATTERN = r"(?im)^(?!.*\\boxed)\W*answer\W*?:\s*(.+?)[^\w)\]}]*$|\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 """A line `Answer: …` that holds no box, or `\\boxed{…}` with braces up to two deep inside."""
 
 

@@ -4,6 +4,8 @@ import re
 
 from opdscope.errors import TaskError
 
+_OPENING = {")": "(", "]": "[", "}": "{"}
+
 
 def compile_answer_pattern(pattern: str) -> re.Pattern[str]:
     """The compiled pattern.
@@ -23,7 +25,7 @@ def compile_answer_pattern(pattern: str) -> re.Pattern[str]:
 def extract_answer(pattern: re.Pattern[str], response: str) -> str | None:
     r"""What the last match holds in its first group that is not empty, without the marks that models put around answers; else None.
 
-    Taken off: white space, `$`, backticks, `**` and a period at the end.
+    Taken off: white space, `$`, backticks, `**`, a period at the end, and a closing bracket that nothing in the answer opens.
 
     Example:
         >>> extract_answer(re.compile(r"Answer: (.+)"), "Answer: 7\nAnswer: **$8$.**")
@@ -40,4 +42,7 @@ def _unwrap(text: str) -> str:
     while text != previous:
         previous = text
         text = text.strip().removesuffix(".").strip("`$").removeprefix("**").removesuffix("**")
+        opening = _OPENING.get(text[-1:])
+        if opening is not None and text.count(opening) < text.count(text[-1]):
+            text = text[:-1]
     return text
