@@ -189,6 +189,40 @@ def summary(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The file; default RUN/report.html.", show_default=False)] = None,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Most questions whose chains go into the file; averages are always about all.")
+    ] = 40,
+) -> None:
+    """Write a stored run as one HTML file to look at, offline; needs no model."""
+    from opdscope.report import write_report
+    from opdscope.store import open_run
+
+    typer.echo(f"Report: {write_report(open_run(run), out, questions)}")
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="Id of a question, or its number from 1 on.", show_default=False)],
+    teacher: Annotated[str | None, typer.Option(help="Whose gains shade the tokens; default: the first one.", show_default=False)] = None,
+) -> None:
+    """The measured paths of one question, each token shaded by the teacher's gain; needs no model."""
+    from opdscope.errors import ConfigError
+    from opdscope.report import read_chain, render_chain
+    from opdscope.store import open_run
+
+    stored = open_run(run)
+    view = read_chain(stored, question)
+    if teacher is not None and teacher not in view["teachers"]:
+        raise ConfigError(f"--teacher: there is no teacher {teacher!r} in this run; those there are: {', '.join(view['teachers'])}")
+    place = 0 if teacher is None else view["teachers"].index(teacher)
+    _print(render_chain(view, place, stored.config.analysis.confidence))
+
+
+@app.command()
 def demo(
     model: Annotated[DemoModel, typer.Option(help="embedded: tiny transformers that ship with the package; smollm2: SmolLM2-135M.")] = (
         DemoModel.EMBEDDED

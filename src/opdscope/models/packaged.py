@@ -37,6 +37,16 @@ def resolve_model(name_or_path: str) -> str:
     return name_or_path
 
 
+def cached_model(name_or_path: str) -> str | None:
+    """Like :func:`resolve_model`, but nothing is fetched: None if the model ships with no file that is on this machine already."""
+    if name_or_path.startswith(_PACKAGED) and not (_cache() / Path(_MEMBER).name).is_file():
+        return None
+    try:
+        return resolve_model(name_or_path)
+    except ModelError:
+        return None
+
+
 def _embedded(name: str) -> Path:
     root = Path(str(resources.files("opdscope"))) / "data" / "models"
     path = root / name

@@ -1,5 +1,7 @@
-"""A summary for people: text for the terminal."""
+"""A run for people: text for the terminal, and one HTML file."""
 
+from opdscope.report.chain_text import render_chain
 from opdscope.report.text import render_plan, render_summary
+from opdscope.report.writing import read_chain, write_report
 
-__all__ = ["render_plan", "render_summary"]
+__all__ = ["read_chain", "render_chain", "render_plan", "render_summary", "write_report"]

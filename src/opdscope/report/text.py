@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from opdscope.report.inert import inert_data
+
 if TYPE_CHECKING:  # importing the pipeline loads torch, which reading a stored run must not need
     from opdscope.pipeline.plan import Plan
 
@@ -21,6 +23,7 @@ def render_summary(data: Mapping[str, Any]) -> Group:
     Args:
         data: `Summary.data`.
     """
+    data = inert_data(data)
     parts: list[RenderableType] = [_verdict(data), _ranking(data)]
     if data["targeted"] is not None:
         parts += _splits(data)

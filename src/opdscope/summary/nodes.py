@@ -248,8 +248,13 @@ def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
     if not nodes.rows:
         return pa.table({})
     posterior = node_posterior(tables, nodes, config)
+    return score_table(nodes, posterior, measure_nodes(tables, nodes, posterior, config))
+
+
+def score_table(nodes: NodeArrays, posterior: Posterior, measures: Sequence[NodeMeasures]) -> pa.Table:
+    """The rows of :func:`node_scores` from what was measured already."""
     chunks: list[pa.Table] = []
-    for m in measure_nodes(tables, nodes, posterior, config):
+    for m in measures:
         rows = [nodes.rows[i] for i in m.index]
         columns: dict[str, Any] = {
             name: [row[name] for row in rows] for name in ("node_id", "question_id", "rollout_index", "position", "path_outcome")

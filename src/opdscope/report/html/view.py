@@ -1,0 +1,121 @@
+"""From a run to the report's view model: plain data, every text in it inert. The numbers are the summary's; nothing is estimated here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from opdscope.config import Config
+from opdscope.report.chains import chain_view, spread_questions
+from opdscope.report.html.health import checks
+from opdscope.report.inert import inert_data
+from opdscope.report.tokens import TokenTexts
+from opdscope.summary import Chains
+
+
+def build_view(
+    tables: Mapping[str, pa.Table],
+    config: Config,
+    summary: Mapping[str, Any],
+    chains: Chains | None,
+    texts: TokenTexts,
+    provenance: Mapping[str, Any],
+    most_questions: int,
+) -> dict[str, Any]:
+    """Everything that the template and its scripts show.
+
+    Args:
+        tables: Every table of the run by name.
+        config: The run's configuration.
+        summary: `Summary.data`.
+        chains: What was measured at single places; None for a run without targeted rollouts.
+        texts: Token texts.
+        provenance: What the run recorded of its origin.
+        most_questions: Most questions in the chain view.
+
+    Returns:
+        JSON data in which undefined numbers are None and all text is inert.
+    """
+    matched = {null["teacher"] for null in summary["nulls"] if null["matched_teacher"]}
+    teachers = [teacher for teacher in summary["teachers"] if teacher["name"] not in matched]
+    names = [teacher["name"] for teacher in teachers]
+    view = {
+        "name": config.name,
+        "verdict": summary["verdict"],
+        "settings": summary["settings"],
+        "student": summary["student"],
+        "student_model": config.student.model_name_or_path,
+        "teachers": [_teacher(teacher) for teacher in teachers],
+        "objectives": list(config.objectives),
+        "comparisons": summary["comparisons"],
+        "rivals": list(dict.fromkeys(name for teacher in teachers for name in teacher["rivals"])),
+        "rival_rank_correlations": summary["rival_rank_correlations"],
+        "has_targeted": summary["targeted"] is not None,
+        "is_paper": summary["paper"] is not None,
+        "along": {} if chains is None else _along(chains, names),
+        "chains": None
+        if chains is None
+        else chain_view(tables, chains, texts, names, config.objectives[0], spread_questions(tables, chains, most_questions)),
+        "health": checks(tables, config, summary),
+        "spent": summary["spent"],
+        "times": summary["times"],
+        "config": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "provenance": json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False),
+    }
+    return inert_data(finite(view))
+
+
+def finite(value: Any) -> Any:
+    """The same data with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _teacher(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    targeted = teacher.get("targeted")  # absent where nothing was measured at nodes
+    return {
+        "name": teacher["name"],
+        "is_null": teacher["is_null"],
+        "model": teacher["model"],
+        "context": teacher["context"],
+        "verdict": teacher["verdict"],
+        "skipped": teacher["skip_reasons"],
+        "num_questions": teacher["natural_gain"]["num_clusters"],
+        "gain_over_null": teacher["gain_over_null"],
+        "natural_gain": teacher["natural_gain"],
+        "natural_gain_per_sqrt_kl": teacher["natural_gain_per_sqrt_kl"],
+        "behind_first": teacher["behind_first"],
+        "null": teacher["null_to_beat"],
+        "rivals": teacher["rivals"],
+        "accuracy_gap": teacher["accuracy_gap"],
+        "split": None if targeted is None else {paths: dict(numbers) for paths, numbers in targeted.items()},
+        "objectives": {
+            name: {"gain_over_null": numbers["gain_over_null"], "natural_gain": numbers["natural_gain"], "verdict": numbers["verdict"]}
+            for name, numbers in teacher["objectives"].items()
+        },
+    }
+
+
+def _along(chains: Chains, teachers: Sequence[str]) -> dict[str, Any]:
+    """Bins of each axis; teachers that are not listed are left out."""
+    axes: dict[str, Any] = {}
+    for axis, bins in chains.along.items():
+        axes[axis] = [
+            {
+                "low": found.low,
+                "high": found.high,
+                "num_nodes": found.num_nodes,
+                "ideal_norm": asdict(found.ideal_norm),
+                "natural_gain": {name: asdict(found.natural_gain[name]) for name in teachers if name in found.natural_gain},
+            }
+            for found in bins
+        ]
+    return axes
