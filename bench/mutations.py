@@ -116,9 +116,23 @@ MUTATIONS = (
     Mutation(
         "the prior is three times too strong",
         "core/success.py",
-        "(_STRENGTHS + 1.0)) - 1.0)",
-        "(_STRENGTHS + 1.0)) - 1.0) * 3.0",
+        "centre, strength = mean[..., None], strength[..., None]",
+        "centre, strength = mean[..., None], 3.0 * strength[..., None]",
         "core_success core_coverage",
+    ),
+    Mutation(
+        "a teacher's tilt is fitted without what the prior expects anyway",
+        "core/tilt.py",
+        "return normaliser - fit + _PENALTY * float(tilt @ tilt), descent - slope",
+        "return -fit + _PENALTY * float(tilt @ tilt), -slope",
+        "core_tilt core_coverage",
+    ),
+    Mutation(
+        "a tilt may leave a single draw",
+        "core/tilt.py",
+        "exponent[:, scarce] *= low",
+        "exponent[:, scarce] *= 1.0",
+        "core_tilt core_coverage",
     ),
     Mutation(
         "targeted averages forget the nodes' inclusion probabilities",

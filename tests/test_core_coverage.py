@@ -18,7 +18,8 @@ from opdscope.core.alignment import (
 )
 from opdscope.core.backup import back_up, interval_variance, no_links
 from opdscope.core.sampling import allocate_continuations
-from opdscope.core.success import StratumOutcomes, posterior_success, prior_mean, prior_strength
+from opdscope.core.success import StratumOutcomes, draw_priors, posterior_success, success_prior
+from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 
 NUM_NODES, NUM_STRATA, NUM_DRAWS, LEVEL = 1200, 8, 199, 0.9
 
@@ -49,6 +50,14 @@ class Nodes:
         )
 
 
+def posterior_draws(nodes, outcomes, factor=1.0):
+    """Draws given some outcomes under the prior that all outcomes tell, its strengths multiplied by a factor."""
+    sources = [np.random.default_rng([2, node]) for node in range(NUM_NODES)]
+    drawn, generator = draw_priors(success_prior(nodes.outcomes), outcomes, NUM_DRAWS, sources), np.random.default_rng(1)
+    pairs = zip(drawn.mean, drawn.strength, strict=True)
+    return np.stack([posterior_success(outcomes, mean, factor * strength, 1, generator)[0] for mean, strength in pairs])
+
+
 NAMES = ("alignment score", "natural alignment", "gain", "natural gain", "teacher advantage")
 
 
@@ -76,12 +85,13 @@ def coverage(nodes, draws):
 @pytest.mark.parametrize("strength", [4.0, 20.0, 100.0])
 def test_posterior_intervals_cover_as_often_as_they_say(strength, budget):
     nodes = simulate(strength, budget, seed=budget)
-    centre = prior_mean(nodes.probs, nodes.outcomes)
-    draws = posterior_success(nodes.outcomes, centre, prior_strength(centre, nodes.outcomes), NUM_DRAWS, np.random.default_rng(1))
-    covered = coverage(nodes, draws)
+    covered = coverage(nodes, posterior_draws(nodes, nodes.outcomes))
     # 1,200 nodes: the binomial standard error of a 90 % coverage is .0087, three of them are .026. Two points more below, since the
-    # centre of the prior is estimated (METHOD 5.3 found 88-89 %), and one above, for a strength that is estimated on the careful side
-    assert np.all((covered > 0.854) & (covered < 0.936)), dict(zip(NAMES, covered.round(3), strict=True))
+    # prior is estimated (METHOD 5.3 found 88-89 %), and as many above where outcomes are too few to tell strength 100 from strata that do not
+    # differ: draws are given that they do
+    assert np.all((covered > 0.854) & (covered < (0.946 if strength < 10 * budget / NUM_STRATA else 0.966))), dict(
+        zip(NAMES, covered.round(3), strict=True)
+    )
 
 
 @pytest.mark.parametrize("budget", [16, 32, 128])
@@ -109,8 +119,47 @@ def test_intervals_of_gains_need_no_prior_and_hold_whatever_the_teacher_knows(bu
 
 def test_coverage_experiment_catches_a_prior_three_times_too_strong():
     nodes = simulate(20.0, 32, seed=32)
-    draws = posterior_success(nodes.outcomes, prior_mean(nodes.probs, nodes.outcomes), 60.0, NUM_DRAWS, np.random.default_rng(1))
-    assert np.all(coverage(nodes, draws)[2:] < 0.8)
+    assert np.all(coverage(nodes, posterior_draws(nodes, nodes.outcomes, 3.0))[2:] < 0.84)
+
+
+def knowing(strength, budget, slope):
+    """Nodes at which the teacher's signal is so many times the advantage, plus noise."""
+    nodes = simulate(strength, budget, seed=budget)
+    advantage = nodes.success - np.sum(nodes.probs * nodes.success, axis=-1, keepdims=True)
+    teacher = nodes.probs * np.exp(slope * advantage + np.random.default_rng(5).normal(scale=0.5, size=nodes.probs.shape))
+    return Nodes(nodes.probs, teacher / teacher.sum(axis=-1, keepdims=True), nodes.success, nodes.outcomes)
+
+
+@pytest.mark.parametrize("budget", [32, 128])
+@pytest.mark.parametrize("slope", [-2.0, 0.0, 4.0])
+def test_cosines_cover_whatever_the_teacher_knows(slope, budget):
+    nodes = knowing(4.0, budget, slope)
+    nothing = StratumOutcomes(
+        np.zeros_like(nodes.outcomes.num_correct), np.zeros_like(nodes.outcomes.num_verified), nodes.outcomes.terminal
+    )
+    draws, unseen = posterior_draws(nodes, nodes.outcomes), posterior_draws(nodes, nothing)
+    signal = np.log(nodes.teacher / nodes.probs)
+
+    def features(success):
+        value = np.sum(nodes.probs * success, axis=-1, keepdims=True)
+        return np.stack(
+            [natural_gain(np.log(nodes.probs), signal, success), np.sum(nodes.probs * (success - value) ** 2, axis=-1)], axis=-1
+        )
+
+    tilt = fit_tilt(features(draws), features(unseen))
+    assert np.sign(round(tilt[0])) == np.sign(slope) or slope == 0
+    weights = tilted_weights(features(draws), tilt)
+    for own, truth, name in zip(nodes.measures(draws)[:2], nodes.measures(nodes.success)[:2], NAMES[:2], strict=True):
+        found = shortest_interval(own, weights, LEVEL)
+        covered = np.mean((found[:, 1] <= truth) & (truth <= found[:, 2]))
+        # three binomial standard errors are .026; the shortest of the intervals between 199 draws is two points too short, and weights that
+        # have to be worth half the draws leave another for a teacher that knows nearly everything
+        least = 0.9 - 0.056 if slope < 4 or name == "alignment score" else 0.75  # a correlation near one, of which rare tokens decide much
+        assert least < covered < 0.9 + 0.026, (name, covered)
+        if slope != 0:
+            central = np.nanquantile(own, [0.05, 0.95], axis=0)
+            assert abs(np.mean(found[:, 0] - truth)) < 0.5 * abs(np.mean(np.nanmean(own, axis=0) - truth))
+            assert np.mean((central[0] <= truth) & (truth <= central[1])) < covered
 
 
 @pytest.mark.parametrize("num_questions", [5, 12, 40])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from opdscope.core.success import StratumOutcomes, mean_success, posterior_success, prior_mean, prior_strength
+from opdscope.core.success import _STRENGTHS, StratumOutcomes, draw_priors, mean_success, posterior_success, success_prior
 from opdscope.errors import ShapeError
 
 NAN = np.nan
@@ -41,7 +41,7 @@ def test_unsampled_strata_take_the_value_of_the_others_and_so_have_no_advantage(
 def test_terminal_strata_are_exact_in_mean_and_draws():
     observed = outcomes([0, 0, 1], [0, 0, 2], [1.0, 0.0, NAN])
     np.testing.assert_array_equal(mean_success(np.array([0.2, 0.3, 0.5]), observed), [1.0, 0.0, 0.5])
-    draws = posterior_success(observed, np.array(0.4), 3.0, 50, np.random.default_rng(0))
+    draws = posterior_success(observed, np.array(0.4), np.array(3.0), 50, np.random.default_rng(0))
     np.testing.assert_array_equal(draws[:, :2], np.tile([1.0, 0.0], (50, 1)))
     assert draws[:, 2].std() > 0
 
@@ -53,20 +53,10 @@ def test_a_node_without_any_verdict_is_undefined():
     np.testing.assert_array_equal(found, [[NAN, NAN], [1.0, 0.0]])
 
 
-def test_prior_mean_stays_strictly_inside_and_defaults_to_one_half():
-    probs = np.array([0.9, 0.1])
-    for correct in ([0, 0], [50, 50]):
-        assert 0.0 < prior_mean(probs, outcomes(correct, [50, 50])) < 1.0
-    assert prior_mean(probs, outcomes([0, 0], [0, 0])) == 0.5
-    assert prior_mean(probs, outcomes([0, 0], [0, 0], [1.0, 0.0])) == 0.5
-    # weights are the student's among the sampled: .9 · 3.5/5 + .1 · .5/5
-    assert prior_mean(probs, outcomes([3, 0], [4, 4])) == pytest.approx(0.64, rel=1e-15)
-
-
 @pytest.mark.parametrize(("correct", "verified"), [(0, 4), (3, 4), (20, 64)])
 def test_posterior_draws_follow_the_beta_distribution(correct, verified):
     num_draws = 20_000
-    draws = posterior_success(outcomes([correct], [verified]), np.array(0.3), 5.0, num_draws, np.random.default_rng(1))[:, 0]
+    draws = posterior_success(outcomes([correct], [verified]), np.array(0.3), np.array(5.0), num_draws, np.random.default_rng(1))[:, 0]
     beta = stats.beta(5.0 * 0.3 + correct, 5.0 * 0.7 + verified - correct)
     # share below each quantile: binomial, four standard errors
     below = np.mean(draws[:, None] < beta.ppf(PROBABILITIES), axis=0)
@@ -74,7 +64,7 @@ def test_posterior_draws_follow_the_beta_distribution(correct, verified):
 
 
 def test_an_unsampled_stratum_keeps_the_priors_full_uncertainty():
-    draws = posterior_success(outcomes([0, 90], [0, 100]), np.array(0.3), 5.0, 20_000, np.random.default_rng(2))
+    draws = posterior_success(outcomes([0, 90], [0, 100]), np.array(0.3), np.array(5.0), 20_000, np.random.default_rng(2))
     below = np.mean(draws[:, :1] < stats.beta(1.5, 3.5).ppf(PROBABILITIES), axis=0)
     assert np.all(np.abs(below - PROBABILITIES) < 4 * np.sqrt(PROBABILITIES * (1 - PROBABILITIES) / 20_000))
     assert draws[:, 0].std() > 4 * draws[:, 1].std()
@@ -82,40 +72,48 @@ def test_an_unsampled_stratum_keeps_the_priors_full_uncertainty():
 
 def test_draws_have_a_leading_axis_and_depend_on_the_generator_alone():
     observed = simulated(4.0, 32, num_nodes=5)
-    first, second = (posterior_success(observed, np.full(5, 0.5), 4.0, 7, np.random.default_rng(3)) for _ in range(2))
+    first, second = (posterior_success(observed, np.full(5, 0.5), np.full(5, 4.0), 7, np.random.default_rng(3)) for _ in range(2))
     assert first.shape == (7, 5, 8)
     np.testing.assert_array_equal(first, second)
     assert np.abs(np.corrcoef(first[:, 0, 0], first[:, 0, 1])[0, 1]) < 1
 
 
-@pytest.mark.parametrize("budget", [32, 128, 512])
-@pytest.mark.parametrize("strength", [1.0, 4.0, 20.0, 100.0])
-def test_prior_strength_is_recovered(strength, budget):
-    observed = simulated(strength, budget)
-    centre = prior_mean(np.full(observed.num_correct.shape, 1 / 8), observed)
-    found = prior_strength(centre, observed)
-    # 2,400 strata. The information on log κ falls as outcomes per stratum fall behind κ: with 4 per stratum and κ = 100 the outcome's
-    # variance differs from the binomial's by 3 %, as much as its own standard error, so there only the order of magnitude is asked for
-    factor = 4.0 if strength > 4 * budget / 8 else 1.35
-    assert strength / factor < found < strength * factor
+def typical_strength(prior):
+    """Geometric mean over the finite strengths."""
+    return float(np.exp(np.sum(prior.strengths[:-1] * np.log(_STRENGTHS)) / np.sum(prior.strengths[:-1])))
 
 
-def test_prior_strength_is_not_inflated_by_centring_on_the_same_outcomes():
-    # 20 is the truth; the likelihood given each node's own estimate, in place of the integral, finds 50 or more
-    observed = simulated(20.0, 32, seed=1, num_nodes=1000)
-    centre = prior_mean(np.full(observed.num_correct.shape, 1 / 8), observed)
-    plug_in = {
-        strength: stats.betabinom.logpmf(observed.num_correct, 4, strength * centre[:, None], strength * (1 - centre[:, None])).sum()
-        for strength in (20.0, 50.0)
-    }
-    assert plug_in[50.0] > plug_in[20.0]
-    # 8,000 strata of 4 outcomes: standard error of log κ about .15, three of them either way
-    assert 12.0 < prior_strength(centre, observed) < 33.0
+@pytest.mark.parametrize("budget", [128, 512])
+@pytest.mark.parametrize("strength", [1.0, 4.0, 20.0])
+def test_the_strength_of_the_prior_is_recovered(strength, budget):
+    prior = success_prior(simulated(strength, budget))
+    # the grid has a step of 1.78; the 14 pseudo-nodes among 300 are even in log κ and draw the mean towards the middle of the grid, 9.5:
+    # 4.5 % of |log(κ / 9.5)| <= 2.3, a tenth. A mixture's own spread adds as much as a step
+    assert strength / 1.8 < typical_strength(prior) < strength * 1.8
+    assert prior.strengths.sum() == pytest.approx(1.0)
+    assert prior.values.sum() == pytest.approx(1.0)
 
 
-def test_prior_strength_ignores_strata_without_information_and_has_a_default():
+def test_nodes_without_a_range_are_told_from_nodes_with_one():
+    generator = np.random.default_rng(0)
+    value = generator.beta(2, 2, size=(600, 1))
+    differing = np.arange(600) < 200
+    success = np.where(differing[:, None], generator.beta(1.0, 1.0, size=(600, 6)), value)
+    verified = np.full(success.shape, 24)
+    observed = outcomes(generator.binomial(verified, success), verified)
+    prior = success_prior(observed)
+    # strengths from 100 on are not to be told from equality by 24 outcomes: together they are the share without a range, 2/3
+    assert abs(prior.strengths[_STRENGTHS.searchsorted(60) :].sum() - 2 / 3) < 0.08
+    drawn = draw_priors(prior, observed, 50, [np.random.default_rng(i) for i in range(600)])
+    # six strata of 24 outcomes that succeed equally often are rare among those drawn evenly
+    assert drawn.differs[differing].mean() > 0.95
+    assert drawn.differs[~differing].mean() < 0.75
+    # nodes with a range are hardly shrunk: the posterior of κ there is near the truth, 2
+    assert np.median(drawn.strength[:, differing]) < 6
+
+
+def test_the_prior_ignores_strata_without_information_and_is_even_without_any():
     observed = simulated(4.0, 64)
-    centre = prior_mean(np.full(observed.num_correct.shape, 1 / 8), observed)
 
     def widened(correct, verified, terminal):
         def pad(values, filler):
@@ -123,20 +121,38 @@ def test_prior_strength_ignores_strata_without_information_and_has_a_default():
 
         return StratumOutcomes(pad(observed.num_correct, correct), pad(observed.num_verified, verified), pad(observed.terminal, terminal))
 
-    plain = prior_strength(centre, observed)
-    assert prior_strength(centre, widened(0, 0, NAN)) == pytest.approx(plain, rel=1e-12)
-    assert prior_strength(centre, widened(0, 0, 1.0)) == pytest.approx(plain, rel=1e-12)
-    assert prior_strength(np.array([0.5]), outcomes([[0, 0]], [[0, 0]])) == 2.0
+    plain = success_prior(observed)
+    for other in (widened(0, 0, NAN), widened(0, 0, 1.0)):
+        np.testing.assert_allclose(success_prior(other).strengths, plain.strengths, rtol=1e-12)
+    nothing = success_prior(outcomes([[0, 0]], [[0, 0]]))
+    np.testing.assert_allclose(nothing.strengths, 1 / len(nothing.strengths), rtol=1e-12)
+    np.testing.assert_allclose(nothing.values, 1 / len(nothing.values), rtol=1e-12)
 
 
-def test_prior_strength_rises_with_agreement():
+def test_draws_of_a_nodes_prior_follow_bayes_rule():
+    observed, num_draws = outcomes([[9, 3]], [[10, 10]]), 20_000
+    prior = success_prior(simulated(4.0, 64))
+    drawn = draw_priors(prior, observed, num_draws, [np.random.default_rng(0)])
+    weights = np.zeros((len(_STRENGTHS), 25))
+    for i, strength in enumerate(_STRENGTHS):
+        for k, value in enumerate((np.arange(25) + 0.5) / 25):
+            chance = stats.betabinom.pmf([9, 3], 10, strength * value, strength * (1 - value)).prod()
+            weights[i, k] = prior.strengths[i] * prior.values[k] * chance
+    weights /= weights.sum()
+    found = np.array([np.mean(np.isclose(drawn.strength, strength)) for strength in _STRENGTHS])
+    # binomial, four standard errors, and room for an expected count of zero
+    assert np.all(np.abs(found - weights.sum(axis=1)) < 4 * np.sqrt(weights.sum(axis=1) / num_draws) + 1e-3)
+    assert abs(drawn.mean.mean() - weights.sum(axis=0) @ ((np.arange(25) + 0.5) / 25)) < 4 * 0.3 / np.sqrt(num_draws)
+    known = draw_priors(prior, outcomes([[9, 3]], [[10, 10]], [[NAN, 1.0]]), 1, [np.random.default_rng(0)])
+    assert known.differs.tolist() == [1.0]
+
+
+def test_the_strength_rises_with_agreement():
     verified = np.full((50, 4), 20)
     value = np.linspace(2, 18, 50).astype(int)[:, None]
-    agree = outcomes(np.broadcast_to(value, (50, 4)), verified)
-    differ = outcomes(np.tile([0, 20, 0, 20], (50, 1)), verified)
-    centre = np.full(50, 0.5)
-    assert prior_strength(centre, agree) > 50
-    assert prior_strength(centre, differ) < 0.5
+    agree, differ = outcomes(np.broadcast_to(value, (50, 4)), verified), outcomes(np.tile([0, 20, 0, 20], (50, 1)), verified)
+    assert success_prior(agree).strengths[_STRENGTHS.searchsorted(50) :].sum() > 0.5
+    assert success_prior(differ).strengths[:2].sum() > 0.5
 
 
 def test_outcomes_of_different_shapes_are_refused():

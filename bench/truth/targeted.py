@@ -29,6 +29,7 @@ TEACHERS = ("good, noisy", "harmful, noisy", "random", "sharpened")
 OBJECTIVE = "reverse_kl"
 WIDTH = 8
 NUM_ROLLOUTS = 16
+QUESTIONS_A_RUN = 10
 BUDGETS = {"small": (12, 16), "medium": (24, 32), "large": (48, 128)}
 """Questions and continuations a node of each."""
 
@@ -36,7 +37,7 @@ PER_NODE = ("score", "natural_alignment", "gain", "natural_gain", "advantage")
 POOLED = ("natural_gain", "gain", "advantage", "mean_score", "pooled_alignment")
 
 
-def make_config(num_draws: int = 200) -> Config:
+def make_config() -> Config:
     """The default targeted protocol on the exact world."""
     return Config.model_validate(
         {
@@ -46,7 +47,7 @@ def make_config(num_draws: int = 200) -> Config:
             "objectives": [OBJECTIVE],
             "targeted": {"paths_per_outcome": 1, "nodes_per_path": 4},
             # outcomes are drawn per stratum, without the tokens that would tell which continuations arrive at the next node
-            "analysis": {"num_draws": num_draws, "back_up": False},
+            "analysis": {"back_up": False},
         }
     )
 
@@ -161,9 +162,9 @@ def _pooled(
     for _ in range(repetitions):
         nodes, index = _draw(bank, num_questions, source)
         known = bank.posterior
-        posterior = Posterior(known.mean[index], known.variance[index], np.empty((0, 0, 0)), known.ideal_squared_norm[index])
+        posterior = _without_draws([known], index)
         for teacher, paths in wanted:
-            found = summarize_targeted(_select(bank.measures[teacher], index), np.zeros(len(index)), nodes, posterior, paths, config)
+            found = summarize_targeted(_select([bank.measures[teacher]], index), np.zeros(len(index)), nodes, posterior, paths, config)
             estimates = [getattr(found, name) for name in POOLED]
             exact = truths[teacher, paths]
             held[teacher, paths].append(
@@ -212,14 +213,15 @@ def _draw(bank: Bank, num_questions: int, source: np.random.Generator) -> tuple[
             rows += [{**bank.nodes.rows[i], "question_id": str(cluster), "path_inclusion": 1 / len(same)} for i in members]
     chosen = np.array(index)
     outcomes = bank.nodes.outcomes
-    subset = StratumOutcomes(outcomes.num_correct[chosen], outcomes.num_verified[chosen], outcomes.terminal[chosen])
+    subset = outcomes.at(chosen)
     return NodeArrays(rows, bank.nodes.probs[chosen], bank.nodes.squared_probs[chosen], bank.nodes.is_tail[chosen], subset), chosen
 
 
-def _select(measures: NodeMeasures, index: np.ndarray) -> NodeMeasures:
-    """The measures at some nodes, in their order; every node of the bank has every teacher."""
-    arrays = {name: getattr(measures, name)[index] for name in (*PER_NODE, "gradient_squared_norm", "reverse_kl", "tail_prob")}
-    return NodeMeasures(measures.teacher, measures.objective, np.arange(len(index)), **arrays)
+def _select(parts: list[NodeMeasures], index: np.ndarray) -> NodeMeasures:
+    """A teacher's measures, which follow one another, at some of their nodes; every node of the bank has every teacher."""
+    names = (*PER_NODE, "gradient_squared_norm", "reverse_kl", "tail_prob")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts])[index] for name in names}
+    return NodeMeasures(parts[0].teacher, parts[0].objective, np.arange(len(index)), **arrays)
 
 
 def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
@@ -230,8 +232,7 @@ def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
         rate = {"all": 1.0, "correct": 1 - (1 - truth.success_rate) ** NUM_ROLLOUTS, "incorrect": 1 - truth.success_rate**NUM_ROLLOUTS}[
             paths
         ]
-        # a node without a success range has no cosine, and counts as zero in a mean of posterior cosines
-        defined = v["gradient_squared_norm"] > 0
+        defined = ~np.isnan(v["score"])
         columns = [
             v["natural_gain"],
             v["gain"],
@@ -247,7 +248,7 @@ def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
     return [natural / weight, euclidean / weight, advantage / positions, score / defined, euclidean / np.sqrt(ideal * push)]
 
 
-def make_bank(world: World, config: Config, num_questions: int, continuations: int, num_rollouts: int = 48, replicates: int = 2) -> Bank:
+def make_bank(world: World, config: Config, num_questions: int, continuations: int, num_rollouts: int = 96, replicates: int = 1) -> Bank:
     """Draw rollouts, nodes and outcomes, and measure every teacher at every node."""
     settings = config.targeted
     rows: list[dict[str, Any]] = []
@@ -289,9 +290,39 @@ def make_bank(world: World, config: Config, num_questions: int, continuations: i
     stacked = {name: np.array([s[name] for s in strata]) for name in strata[0]}
     outcomes = StratumOutcomes(stacked["num_correct"], stacked["num_verified"], stacked["terminal"])
     nodes = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes)
-    posterior = node_posterior({}, nodes, config)
-    measures = measure_nodes({"node_signals": pa.Table.from_pylist(signals)}, nodes, posterior, config)
-    return Bank(nodes, posterior, {m.teacher: m for m in measures}, truths, paths, places)
+    posterior, measures = _measured(nodes, signals, np.array([question for question, _, _ in places]), config)
+    return Bank(nodes, posterior, measures, truths, paths, places)
+
+
+def _measured(
+    nodes: NodeArrays, signals: list[dict[str, Any]], questions: np.ndarray, config: Config
+) -> tuple[Posterior, dict[str, NodeMeasures]]:
+    """The summary's numbers at all nodes, ten questions at a time, as if each ten were a run."""
+    posteriors: list[Posterior] = []
+    found: dict[str, list[NodeMeasures]] = {name: [] for name in TEACHERS}
+    for batch in np.split(np.arange(len(questions)), np.flatnonzero(np.diff(questions // QUESTIONS_A_RUN)) + 1):
+        own = NodeArrays(
+            [nodes.rows[i] for i in batch],
+            nodes.probs[batch],
+            nodes.squared_probs[batch],
+            nodes.is_tail[batch],
+            nodes.outcomes.at(batch),
+        )
+        templates = signals[batch[0] * len(TEACHERS) : (batch[-1] + 1) * len(TEACHERS)]
+        posterior = node_posterior({}, own, config)
+        for measures in measure_nodes({"node_signals": pa.Table.from_pylist(templates)}, own, posterior, config):
+            found[measures.teacher].append(measures)
+        posteriors.append(_without_draws([posterior], np.arange(len(batch))))
+    everything = np.arange(len(questions))
+    return _without_draws(posteriors, everything), {name: _select(parts, everything) for name, parts in found.items()}
+
+
+def _without_draws(parts: list[Posterior], index: np.ndarray) -> Posterior:
+    """What an average over nodes needs of posteriors that follow one another, at some of their nodes."""
+    names = ("mean", "variance", "ideal_squared_norm", "differs")
+    mean, variance, ideal, differs = (np.concatenate([getattr(part, name) for part in parts])[index] for name in names)
+    nothing = np.empty((0, 0, 0))
+    return Posterior(mean, variance, nothing, ideal, differs, np.empty(0, dtype=np.int64), nothing)
 
 
 def _row(node_id: str, question: int, rollout: int, position: int, correct: bool, inclusion: float) -> dict[str, Any]:

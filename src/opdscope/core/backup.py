@@ -167,7 +167,7 @@ def backed_up_posterior(
     outcomes: StratumOutcomes,
     links: PathLinks,
     prior_means: Float[np.ndarray, "draw node"],
-    strengths: Float[np.ndarray, "node"],
+    strengths: Float[np.ndarray, "draw node"],
     generators: Sequence[np.random.Generator],
 ) -> Float[np.ndarray, "draw node stratum"]:
     r"""Draws of every stratum's success given its outcomes and those of later nodes.
@@ -176,8 +176,8 @@ def backed_up_posterior(
         student_probs: Student probability of each stratum, summing to one.
         outcomes: Verdicts of each node's own continuations.
         links: Which strata lead on to other nodes.
-        prior_means: Draws of the centre of each node's prior, from :func:`opdscope.core.success.prior_mean_draws`.
-        strengths: Prior strength κ of each node, in continuations.
+        prior_means: Draws of the centre of each node's prior, from :func:`opdscope.core.success.draw_priors`.
+        strengths: Its strength κ in the same draws, in continuations.
         generators: Source of randomness of each node.
 
     Returns:
@@ -199,7 +199,7 @@ def backed_up_posterior(
         >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
         >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
         >>> sources = [np.random.default_rng(node) for node in range(2)]
-        >>> draws = backed_up_posterior(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links, np.full((400, 2), 0.5), np.full(2, 2.0), sources)
+        >>> draws = backed_up_posterior(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links, np.full((400, 2), 0.5), np.full((400, 2), 2.0), sources)
         >>> draws.shape, bool(0.4 < draws[:, 0, 0].mean() < 0.5)
         ((400, 2, 2), True)
     """
@@ -207,8 +207,8 @@ def backed_up_posterior(
     draws = np.empty((len(prior_means), *student_probs.shape))
     linked = _linked(student_probs, outcomes, links)
     for i in reversed(range(len(student_probs))):
-        one = StratumOutcomes(outcomes.num_correct[i], outcomes.num_verified[i], outcomes.terminal[i])
-        draws[:, i] = posterior_success(one, prior_means[:, i], float(strengths[i]), 1, generators[i])[0]
+        one = outcomes.at(i)
+        draws[:, i] = posterior_success(one, prior_means[:, i], strengths[:, i], 1, generators[i])[0]
         if linked[i]:
             y, j = int(links.stratum[i]), int(links.next_node[i])
             stay, stay_correct = int(links.num_staying[i]), int(links.num_staying_correct[i])
@@ -217,7 +217,7 @@ def backed_up_posterior(
             correct = one.num_correct[y] - stay_correct
             wrong = one.num_verified[y] - one.num_correct[y] - (stay - stay_correct)
             centre = prior_means[:, i]
-            left = generators[i].beta(strengths[i] * centre + correct, strengths[i] * (1.0 - centre) + wrong)
+            left = generators[i].beta(strengths[:, i] * centre + correct, strengths[:, i] * (1.0 - centre) + wrong)
             draws[:, i, y] = links.stay_prob[i] * value + (1.0 - links.stay_prob[i]) * left
     return draws
 

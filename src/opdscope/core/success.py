@@ -12,11 +12,14 @@ from scipy.special import betaln
 
 from opdscope.errors import ShapeError
 
-_STRENGTHS = np.geomspace(0.3, 300.0, 41)
+_STRENGTHS = np.geomspace(0.3, 300.0, 13)
 """Grid of prior strengths: from a prior worth a third of a continuation to one that pools a node's strata almost completely."""
 
-_VALUES = (np.arange(50) + 0.5) / 50
+_VALUES = (np.arange(25) + 0.5) / 25
 """Grid over the unknown value of a node."""
+
+_STEPS = 100
+"""Of expectation maximisation; more change no interval by a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class StratumOutcomes:
     def __post_init__(self) -> None:
         if not self.num_correct.shape == self.num_verified.shape == self.terminal.shape:
             raise ShapeError(f"outcome arrays differ in shape: {self.num_correct.shape}, {self.num_verified.shape}, {self.terminal.shape}")
+
+    def at(self, index: Int[np.ndarray, "..."] | int) -> "StratumOutcomes":
+        """Those of some nodes."""
+        return StratumOutcomes(self.num_correct[index], self.num_verified[index], self.terminal[index])
 
 
 def mean_success(student_probs: Float[np.ndarray, "*batch stratum"], outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch stratum"]:
@@ -97,123 +104,116 @@ def success_noise(outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch stratu
     return np.where(np.isnan(outcomes.terminal), variance, 0.0)
 
 
-def prior_strength(prior_mean: Float[np.ndarray, "node"], outcomes: StratumOutcomes) -> float:
-    r"""How far strata of one node agree, over all nodes: the empirical-Bayes strength of their common prior.
+@dataclass(frozen=True)
+class SuccessPrior:
+    """How success differs between the nodes of a run, and between the strata of a node."""
 
-    Args:
-        prior_mean: Value of each node as far as it is known, in (0, 1); only the distribution of these values over all nodes is used.
-        outcomes: Outcomes, `node × stratum`.
-
-    Returns:
-        The strength κ, in continuations, of :math:`\operatorname{Beta}(\kappa m, \kappa (1 - m))`, between 0.3 and 300; 2 if nothing was
-        sampled.
-
-    Notes:
-        Beta-binomial likelihood, in which the value m of a node is integrated out over the distribution of `prior_mean`. Putting the
-        estimate itself in place of m would use the outcomes twice: strata lie closer to their own mean than to the true value, κ comes out
-        up to three times too large, and intervals of gains, 90 % by name, cover 70 %. κ is the posterior mean of the prior's variance,
-        :math:`1 / (\kappa + 1)`, on a grid that is even in log κ: where the outcomes cannot tell large strengths apart it stays below them.
-
-    References:
-        Casella (1985), An introduction to empirical Bayes data analysis.
-    """
-    evidence = _Evidence.of(prior_mean, outcomes)
-    if not evidence.pairs[1].any():
-        return 2.0
-    likelihood = np.array([float(np.sum(np.logaddexp.reduce(evidence.joint(strength), axis=0))) for strength in _STRENGTHS])
-    posterior = np.exp(likelihood - likelihood.max())
-    return float(np.sum(posterior) / np.sum(posterior / (_STRENGTHS + 1.0)) - 1.0)
-
-
-def prior_mean_draws(
-    prior_mean: Float[np.ndarray, "node"],
-    outcomes: StratumOutcomes,
-    strength: float,
-    num_draws: int,
-    generators: Sequence[np.random.Generator],
-) -> Float[np.ndarray, "draw node"]:
-    r"""Draws of the centre of each node's prior, for questions in which the node's level counts and not only how its strata differ.
-
-    Args:
-        prior_mean: Value of each node as far as it is known, in (0, 1); only the distribution of these values over all nodes is used.
-        outcomes: Outcomes, `node × stratum`.
-        strength: Prior strength κ in continuations, from :func:`prior_strength`.
-        num_draws: How many draws.
-        generators: Source of randomness of each node.
-
-    Returns:
-        Centres in (0, 1).
-
-    Notes:
-        :math:`p(m \mid \text{outcomes}) \propto p(m) \prod_j \operatorname{BetaBinomial}(c_j; n_j, \kappa m, \kappa (1 - m))`, the same joint
-        that :func:`prior_strength` sums over m. With the centre held at its estimate, strata that borrow from one another much (large κ)
-        would leave the node's value hardly any uncertainty, however few continuations it rests on.
-
-    Example:
-        >>> sources = [np.random.default_rng(0)]
-        >>> outcomes = StratumOutcomes(np.array([[30, 28]]), np.array([[40, 40]]), np.full((1, 2), np.nan))
-        >>> draws = prior_mean_draws(np.array([0.72]), outcomes, 20.0, 400, sources)
-        >>> draws.shape, bool(0.6 < draws.mean() < 0.8)
-        ((400, 1), True)
-    """
-    joint = _Evidence.of(prior_mean, outcomes).joint(strength)
-    chances = np.cumsum(np.exp(joint - np.logaddexp.reduce(joint, axis=0)), axis=0)
-    draws = np.empty((num_draws, len(prior_mean)))
-    for node, generator in enumerate(generators):
-        cell = np.searchsorted(chances[:-1, node], generator.random(num_draws), side="right")
-        draws[:, node] = (cell + generator.uniform(0.01, 0.99, size=num_draws)) / len(_VALUES)  # anywhere in the cell, never 0 or 1
-    return draws
+    strengths: Float[np.ndarray, "strength"]
+    """Share of nodes at each strength κ of the grid; the last entry is that of nodes whose strata do not differ at all (κ infinite)."""
+    values: Float[np.ndarray, "value"]
+    """Share of nodes at each value of the grid."""
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """What outcomes say about the values of nodes, in a form from which any prior strength is tried quickly."""
+class PriorDraws:
+    r"""Draws of each node's own prior, :math:`\operatorname{Beta}(\kappa m, \kappa (1 - m))`, given that its strata differ."""
 
-    pairs: Int[np.ndarray, "2 pair"]
-    """Every different pair of correct and verified continuations."""
-    index: Int[np.ndarray, "node stratum"]
-    """Which pair each stratum has; one without information has (0, 0)."""
-    weights: Float[np.ndarray, "value"]
-    """Log weight of each value of the grid."""
-
-    @classmethod
-    def of(cls, prior_mean: Float[np.ndarray, "node"], outcomes: StratumOutcomes) -> "_Evidence":
-        use = np.isnan(outcomes.terminal)
-        correct, count = np.where(use, outcomes.num_correct, 0), np.where(use, outcomes.num_verified, 0)
-        pairs, inverse = np.unique(np.stack([correct.ravel(), count.ravel()]), axis=1, return_inverse=True)
-        # one more in every cell: a node's value may lie where no estimate does
-        weights = np.log(1 + np.histogram(prior_mean, bins=len(_VALUES), range=(0.0, 1.0))[0])
-        return cls(pairs, inverse.reshape(use.shape), weights)
-
-    def joint(self, strength: float) -> Float[np.ndarray, "value node"]:
-        """Log of prior times likelihood of each value of each node, up to a constant."""
-        alpha, beta = strength * _VALUES[:, None], strength * (1.0 - _VALUES[:, None])
-        table = betaln(alpha + self.pairs[0], beta + self.pairs[1] - self.pairs[0]) - betaln(alpha, beta)
-        return np.sum(table[:, self.index], axis=-1) + self.weights[:, None]
+    mean: Float[np.ndarray, "draw node"]
+    """Centre m, in (0, 1)."""
+    strength: Float[np.ndarray, "draw node"]
+    """Strength κ, in continuations."""
+    differs: Float[np.ndarray, "node"]
+    """Chance that the strata of the node differ at all; 1 where the success of a stratum is known without sampling."""
 
 
-def prior_mean(student_probs: Float[np.ndarray, "*batch stratum"], outcomes: StratumOutcomes) -> Float[np.ndarray, "*batch"]:
-    """Centre of a node's prior: its value with half a success and half a failure added to each sampled stratum, so that it stays in (0, 1).
+def success_prior(outcomes: StratumOutcomes) -> SuccessPrior:
+    r"""The empirical-Bayes prior of success over nodes that are alike: a mixture over how far strata of one node agree.
+
+    Args:
+        outcomes: Outcomes, `node × stratum`.
+
+    Returns:
+        Shares that sum to one; even ones if nothing was sampled.
+
+    Notes:
+        Beta-binomial likelihood on a grid of strengths and values, whose shares are found by expectation maximisation with one node more in
+        every cell. A single strength for all nodes shrinks those with a large range of success too much and those without one too little:
+        intervals of cosines, 90 % by name, covered 77 % of random directions in a world where most nodes have no range.
+
+    References:
+        Laird (1978), Nonparametric maximum likelihood estimation of a mixing distribution.
+    """
+    likelihood = _likelihood(outcomes)
+    strengths, values = np.full(len(_STRENGTHS) + 1, 1.0 / (len(_STRENGTHS) + 1)), np.full(len(_VALUES), 1.0 / len(_VALUES))
+    for _ in range(_STEPS):
+        joint = strengths[:, None] * values
+        expected = joint * np.einsum("svn,n->sv", likelihood, 1.0 / np.einsum("sv,svn->n", joint, likelihood))
+        strengths, values = (1.0 + expected.sum(axis=axis) for axis in (1, 0))
+        strengths, values = strengths / strengths.sum(), values / values.sum()
+    return SuccessPrior(strengths, values)
+
+
+def draw_priors(prior: SuccessPrior, outcomes: StratumOutcomes, num_draws: int, generators: Sequence[np.random.Generator]) -> PriorDraws:
+    r"""Draws of the prior of each node given its outcomes.
+
+    Args:
+        prior: That of the nodes together.
+        outcomes: Outcomes, `node × stratum`; without any, draws are from the prior itself.
+        num_draws: How many draws.
+        generators: Source of randomness of each node.
+
+    Notes:
+        :math:`p(m, \kappa \mid \text{outcomes}) \propto p(m) p(\kappa) \prod_j \operatorname{BetaBinomial}(c_j; n_j, \kappa m, \kappa (1 - m))`.
+        With the centre held at its estimate, strata that borrow from one another much (large κ) would leave the node's value hardly any
+        uncertainty, however few continuations it rests on.
 
     Example:
-        >>> prior_mean(np.array([0.5, 0.5]), StratumOutcomes(np.array([4, 0]), np.array([4, 4]), np.array([np.nan, np.nan]))).tolist()
-        0.5
+        >>> outcomes = StratumOutcomes(np.array([[30, 28]]), np.array([[40, 40]]), np.full((1, 2), np.nan))
+        >>> drawn = draw_priors(success_prior(outcomes), outcomes, 400, [np.random.default_rng(0)])
+        >>> drawn.mean.shape, bool(0.5 < drawn.mean.mean() < 0.8)
+        ((400, 1), True)
     """
-    smoothed = (outcomes.num_correct + 0.5) / (outcomes.num_verified + 1.0)
-    weight = np.where((outcomes.num_verified > 0) & np.isnan(outcomes.terminal), student_probs, 0.0)
-    total = np.sum(weight, axis=-1)
-    return np.where(total > 0, np.sum(weight * smoothed, axis=-1) / np.where(total > 0, total, 1.0), 0.5)
+    posterior = prior.strengths[:, None, None] * prior.values[:, None] * _likelihood(outcomes)
+    total = posterior.sum(axis=(0, 1))
+    cells = posterior[:-1].reshape(-1, outcomes.num_correct.shape[0])
+    chances = np.cumsum(cells / cells.sum(axis=0), axis=0)
+    mean, strength = np.empty((2, num_draws, len(generators)))
+    for node, generator in enumerate(generators):
+        cell = np.searchsorted(chances[:-1, node], generator.random(num_draws), side="right")
+        within = generator.uniform(0.01, 0.99, size=num_draws)  # anywhere in the cell, never 0 or 1
+        mean[:, node], strength[:, node] = (cell % len(_VALUES) + within) / len(_VALUES), _STRENGTHS[cell // len(_VALUES)]
+    known = ~np.isnan(outcomes.terminal).all(axis=-1)
+    return PriorDraws(mean, strength, np.where(known, 1.0, cells.sum(axis=0) / total))
+
+
+def _likelihood(outcomes: StratumOutcomes) -> Float[np.ndarray, "strength value node"]:
+    """Likelihood of each node's outcomes at every strength and value, its largest one being 1; the last strength is infinite."""
+    use = np.isnan(outcomes.terminal)
+    correct, count = np.where(use, outcomes.num_correct, 0), np.where(use, outcomes.num_verified, 0)
+    # every different pair of counts once; a stratum without information has (0, 0)
+    (right, total), index = np.unique(np.stack([correct.ravel(), count.ravel()]), axis=1, return_inverse=True)
+    index = index.reshape(use.shape)
+    alpha, beta = _STRENGTHS[:, None, None] * _VALUES[:, None], _STRENGTHS[:, None, None] * (1.0 - _VALUES[:, None])
+    differing = betaln(alpha + right, beta + total - right) - betaln(alpha, beta)
+    same = right * np.log(_VALUES[:, None]) + (total - right) * np.log1p(-_VALUES[:, None])
+    # strengths in turn: strength × value × node × stratum in one piece would be large
+    logs = np.stack([np.sum(table[:, index], axis=-1) for table in (*differing, same)])
+    return np.exp(logs - logs.max(axis=(0, 1)))
 
 
 def posterior_success(
-    outcomes: StratumOutcomes, mean: Float[np.ndarray, "*batch"], strength: float, num_draws: int, generator: np.random.Generator
+    outcomes: StratumOutcomes,
+    mean: Float[np.ndarray, "*batch"],
+    strength: Float[np.ndarray, "#*batch"],
+    num_draws: int,
+    generator: np.random.Generator,
 ) -> Float[np.ndarray, "draw *batch stratum"]:
     r"""Draws of every stratum's success given its outcomes, from which any quantity gets its interval.
 
     Args:
         outcomes: What was observed.
         mean: Centre of each node's prior, in (0, 1).
-        strength: Prior strength κ in continuations, from :func:`prior_strength`.
+        strength: Prior strength κ of each node, in continuations.
         num_draws: How many draws.
         generator: Source of randomness.
 
@@ -221,7 +221,7 @@ def posterior_success(
         Independent draws from :math:`\operatorname{Beta}(\kappa m + c, \kappa (1 - m) + n - c)`. A stratum that was not sampled keeps the
         prior's full uncertainty; a terminal one is exact.
     """
-    centre = mean[..., None]
+    centre, strength = mean[..., None], strength[..., None]
     alpha = strength * centre + outcomes.num_correct
     beta = strength * (1.0 - centre) + outcomes.num_verified - outcomes.num_correct
     draws = generator.beta(alpha, beta, size=(num_draws, *alpha.shape))

@@ -23,13 +23,8 @@ from opdscope.core.alignment import (
 )
 from opdscope.core.backup import back_up, backed_up_posterior, interval_variance, no_links
 from opdscope.core.randomness import generator
-from opdscope.core.success import (
-    StratumOutcomes,
-    mean_success,
-    prior_mean,
-    prior_mean_draws,
-    prior_strength,
-)
+from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, mean_success, posterior_success, success_prior
+from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 from opdscope.records import TAIL, Outcome
 from opdscope.summary.paths import read_links
 
@@ -37,7 +32,10 @@ PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
 
 _MOST_GROUPS, _NODES_A_GROUP = 4, 48
-"""Groups of nodes that have a prior strength of their own, and the least number of nodes in one."""
+"""Groups of nodes that have a prior of their own, and the least number of nodes in one."""
+
+_TILT_NODES, _TILT_DRAWS = 1500, 200
+"""How much of a run the two coefficients of a teacher's tilt are fitted to."""
 
 _NODES_AT_ONCE = 1024
 """Posterior draws of so many nodes are held at a time."""
@@ -128,13 +126,13 @@ class NodeMeasures:
     index: Int[np.ndarray, "node"]
     """Which of the run's nodes."""
     score: Float[np.ndarray, "node 3"]
-    """Alignment score: posterior mean, lower and upper end. NaN where there is no push."""
+    """Alignment score where success has a range: posterior mean, lower and upper end. NaN where there is no push."""
     gain: Float[np.ndarray, "node 3"]
     """Euclidean gain: unbiased estimate, lower and upper end."""
     natural_gain: Float[np.ndarray, "node 3"]
     """Natural gain: unbiased estimate, lower and upper end."""
     natural_alignment: Float[np.ndarray, "node 3"]
-    """Natural alignment: posterior mean, lower and upper end."""
+    """Natural alignment where success has a range: posterior mean, lower and upper end."""
     advantage: Float[np.ndarray, "node 3"]
     """Teacher advantage: unbiased estimate, lower and upper end."""
     gradient_squared_norm: Float[np.ndarray, "node"]
@@ -154,9 +152,15 @@ class Posterior:
     variance: Float[np.ndarray, "node stratum"]
     """Its variance, for intervals of what is linear in success."""
     draws: Float[np.ndarray, "draw node stratum"]
-    """Posterior draws."""
+    """Posterior draws, given that strata differ at all."""
     ideal_squared_norm: Float[np.ndarray, "node"]
     """Squared length of the ideal gradient, corrected for noise; may be negative."""
+    differs: Float[np.ndarray, "node"]
+    """Chance that strata differ at all, without which there is no cosine."""
+    reference: Int[np.ndarray, "some"]
+    """Nodes from which it is learned how far a teacher's push and success go together."""
+    reference_draws: Float[np.ndarray, "other some stratum"]
+    """What the prior expects of these nodes: draws of success that know no outcome."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -169,16 +173,34 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
     links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
     success = back_up(probs, outcomes, links)
     sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
-    centre = prior_mean(probs, outcomes)
-    strengths, centres = np.empty(len(centre)), np.empty((num_draws, len(centre)))
+    count = len(nodes.rows)
+    centres, strengths, differs = np.empty((num_draws, count)), np.empty((num_draws, count)), np.empty(count)
+    reference = np.linspace(0, count - 1, min(count, _TILT_NODES)).astype(np.int64)
+    expected = np.empty((min(num_draws, _TILT_DRAWS), len(reference), probs.shape[1]))
     for group in _groups(nodes):
-        own = StratumOutcomes(outcomes.num_correct[group], outcomes.num_verified[group], outcomes.terminal[group])
-        strengths[group] = strength = prior_strength(centre[group], own)
-        centres[:, group] = prior_mean_draws(centre[group], own, strength, num_draws, [sources[i] for i in group])
+        own = outcomes.at(group)
+        prior = success_prior(own)
+        drawn = draw_priors(prior, own, num_draws, [sources[i] for i in group])
+        centres[:, group], strengths[:, group], differs[group] = drawn.mean, drawn.strength, drawn.differs
+        picked = np.flatnonzero(np.isin(reference, group))
+        unseen = [generator(config.seed, "prior", nodes.rows[i]["node_id"]) for i in reference[picked]]
+        expected[:, picked] = _expected(prior, outcomes.at(reference[picked]), len(expected), unseen)
     draws = backed_up_posterior(probs, outcomes, links, centres, strengths, sources)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
-    variance = interval_variance(probs, outcomes, links)
-    return Posterior(success.mean, variance, draws, ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise)
+    ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
+    return Posterior(success.mean, interval_variance(probs, outcomes, links), draws, ideal, differs, reference, expected)
+
+
+def _expected(
+    prior: SuccessPrior, outcomes: StratumOutcomes, num_draws: int, generators: Sequence[np.random.Generator]
+) -> Float[np.ndarray, "draw node stratum"]:
+    """Draws of success from the prior, as if nothing had been sampled."""
+    nothing = StratumOutcomes(np.zeros_like(outcomes.num_correct), np.zeros_like(outcomes.num_verified), outcomes.terminal)
+    drawn = draw_priors(prior, nothing, num_draws, generators)
+    result = np.empty((num_draws, *outcomes.terminal.shape))
+    for i, source in enumerate(generators):
+        result[:, i] = posterior_success(nothing.at(i), drawn.mean[:, i], drawn.strength[:, i], 1, source)[0]
+    return result
 
 
 def _groups(nodes: NodeArrays) -> list[Int[np.ndarray, "member"]]:
@@ -215,6 +237,7 @@ def _measure(
     teacher_prob, signal, gradient = (padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
     norm = np.array([row["gradient_squared_norm"] for row in rows])
     variance = np.array([row["signal_variance"] for row in rows])
+    tilt = _tilt(index, signal, nodes, posterior)
     parts: list[list[Float[np.ndarray, "node 3"]]] = []
     for start in range(0, len(index), _NODES_AT_ONCE):
         part = slice(start, start + _NODES_AT_ONCE)
@@ -222,12 +245,13 @@ def _measure(
         p, squared = nodes.logprobs[own], nodes.squared_probs[own]
         mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
         level = config.analysis.confidence
+        weights = tilted_weights(_features(p, signal[part], draws), tilt)
         parts.append(
             [
-                central_interval(alignment_score(p, squared, gradient[part], norm[part], draws), level),
+                shortest_interval(alignment_score(p, squared, gradient[part], norm[part], draws), weights, level),
                 _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise), level),
                 _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise), level),
-                central_interval(natural_alignment(p, signal[part], variance[part], draws), level),
+                shortest_interval(natural_alignment(p, signal[part], variance[part], draws), weights, level),
                 _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise), level),
             ]
         )
@@ -235,6 +259,26 @@ def _measure(
     kl = np.array([row["reverse_kl"] for row in rows])
     tail = np.sum(np.where(nodes.is_tail[index], teacher_prob, 0.0), axis=-1)
     return NodeMeasures(teacher, objective, index, score, euclidean, natural, correlation, advantage, norm, kl, tail)
+
+
+def _tilt(
+    index: Int[np.ndarray, "node"], signal: Float[np.ndarray, "node stratum"], nodes: NodeArrays, posterior: Posterior
+) -> Float[np.ndarray, "feature"]:
+    """How far a teacher's push goes together with success, learned from the reference nodes that it has a signal at."""
+    _, where, which = np.intersect1d(index, posterior.reference, assume_unique=True, return_indices=True)
+    own, push = index[where], signal[where]
+    p, known = nodes.logprobs[own], posterior.draws[:_TILT_DRAWS, own]
+    return fit_tilt(_features(p, push, known), _features(p, push, posterior.reference_draws[:, which]))
+
+
+def _features(
+    logprobs: Float[np.ndarray, "node stratum"], signal: Float[np.ndarray, "node stratum"], draws: Float[np.ndarray, "draw node stratum"]
+) -> Float[np.ndarray, "draw node 2"]:
+    """Natural gain and variance of success of each draw; zero where a signal is infinite."""
+    with np.errstate(invalid="ignore"):
+        product = natural_gain(logprobs, signal, draws)
+    product = np.where(np.isfinite(product), product, 0.0)
+    return np.stack([product, ideal_squared_norm(logprobs, np.exp(logprobs), draws)], axis=-1)
 
 
 def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
