@@ -95,8 +95,8 @@ MUTATIONS = (
     Mutation(
         "the error of one question's gain lacks the jackknife's factor",
         "core/screening.py",
-        "np.sqrt((count - 1) / count * spread)",
-        "np.sqrt(spread / count)",
+        "jackknife = (count - 1) / count * spread",
+        "jackknife = spread / count",
         "core_screening",
     ),
     Mutation(

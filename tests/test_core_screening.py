@@ -169,7 +169,7 @@ def test_pushes_are_summed_in_float64():
 
 
 @pytest.mark.parametrize("count", [3, 9, 40])
-def test_error_of_one_questions_gain_is_the_jackknifes(count):
+def test_error_of_one_questions_gain_is_the_jackknifes_and_that_of_no_gain(count):
     generator = np.random.default_rng(count)
     outcomes = (np.arange(count) % 3 == 0).astype(float)
     outcomes[-1] = np.nan if count > 3 else outcomes[-1]  # left out
@@ -177,8 +177,18 @@ def test_error_of_one_questions_gain_is_the_jackknifes(count):
     verified = np.flatnonzero(~np.isnan(outcomes))
     left_out = np.array([screening_gain(np.delete(outcomes, i), np.delete(pushes, i, axis=-1)) for i in verified])
     size = len(verified)
-    expected = np.sqrt((size - 1) / size * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0))
+    jackknife = (size - 1) / size * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0)
+    # two successes and two failures more, each as far from the mean as the average push
+    squares = (pushes[:, verified] - pushes[:, verified].mean(axis=-1, keepdims=True)) ** 2
+    squares = np.concatenate([squares, np.repeat(squares.sum(axis=-1, keepdims=True) / (size - 1), 4, axis=-1)], axis=-1)
+    seen = np.concatenate([outcomes[verified], [1, 1, 0, 0]])
+    without_gain = np.mean((seen - seen.mean()) ** 2 * squares, axis=-1) / (size - 1)
+    expected = np.sqrt((size * jackknife + 8 * without_gain) / (size + 8))
     np.testing.assert_allclose(screening_error(outcomes, pushes), expected, rtol=1e-10)
+
+
+def test_error_of_one_questions_gain_is_not_zero_where_outcomes_agree():
+    assert np.all(screening_error(np.ones(6), np.random.default_rng(0).normal(size=(3, 6))) > 0.02)
 
 
 def test_error_of_one_questions_gain_needs_three_verified_rollouts():
