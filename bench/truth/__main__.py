@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import enumerated
 import long_chains
 import nulls
 import protocols
 import screening
 import targeted
-from page import Section, to_markdown
+from page import Section, merged, to_markdown
 from population import make_population
 
 from opdscope.models.exact import ReasoningWorld
@@ -38,29 +40,18 @@ def _screening() -> list[Section]:
     population = make_population(ReasoningWorld(), 800, 240)
     return [
         screening.coverage(population, REPETITIONS),
-        screening.order(population, 400),
+        screening.order(population, REPETITIONS),
         nulls.judged(population, 400),
         nulls.filters(20_000),
     ]
 
 
-def _targeted() -> list[Section]:
-    return targeted.coverage(100, REPETITIONS)
-
-
-def _long_chains() -> list[Section]:
-    return [long_chains.study(12, 1024)]
-
-
-def _protocols() -> list[Section]:
-    return protocols.compare_protocols(8)
-
-
 EXPERIMENTS: dict[str, Callable[[], list[Section]]] = {
     "screening": _screening,
-    "targeted rollouts": _targeted,
-    "long chains": _long_chains,
-    "protocols": _protocols,
+    **{f"targeted rollouts, {budget}": partial(targeted.coverage, budget, 100, REPETITIONS) for budget in targeted.BUDGETS},
+    "a real network": lambda: [enumerated.study(16, 100)],
+    "long chains": lambda: [long_chains.study(12, 1024)],
+    "protocols": lambda: protocols.compare_protocols(8),
 }
 
 
@@ -70,11 +61,11 @@ def _timed(name: str) -> tuple[list[Section], float]:
 
 
 def main() -> None:
-    """Run the experiments, two at a time, the long ones first."""
+    """Run the experiments, two at a time."""
     with ProcessPoolExecutor(2) as pool:
-        futures = {name: pool.submit(_timed, name) for name in ("targeted rollouts", "screening", "protocols", "long chains")}
+        futures = {name: pool.submit(_timed, name) for name in EXPERIMENTS}
         found = {name: futures[name].result() for name in EXPERIMENTS}
-    sections = [section for own, _ in found.values() for section in own]
+    sections = merged([section for own, _ in found.values() for section in own])
     checks = [check for section in sections for check in section.checks]
     met = sum(ok for _, ok in checks)
     times = ", ".join(f"{name} {seconds:.0f}" for name, (_, seconds) in found.items())

@@ -18,6 +18,16 @@ class Section:
     checks: list[tuple[str, bool]] = field(default_factory=list)
 
 
+def merged(sections: Sequence[Section]) -> list[Section]:
+    """Sections of one title, one after the other, as one."""
+    found: dict[str, Section] = {}
+    for section in sections:
+        first = found.setdefault(section.title, Section(section.title, section.text, section.columns, []))
+        first.rows.extend(section.rows)
+        first.checks.extend(section.checks)
+    return list(found.values())
+
+
 def band(repetitions: int) -> str:
     """How far a coverage of 90 % may stray by chance."""
     return f"four standard errors of a 90 % coverage are ±{4 * np.sqrt(0.09 / repetitions):.1%}."

@@ -86,25 +86,38 @@ class Bank:
     """Question, position and state of every node."""
 
 
-def coverage(num_questions: int, repetitions: int) -> list[Section]:
-    """Per-node intervals in both worlds and pooled ones in that of reasoning chains, at every budget."""
+def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]:
+    """Per-node intervals in both worlds and pooled ones in that of reasoning chains, at one budget."""
     config = make_config()
+    questions, continuations = BUDGETS[budget]
+    bank = make_bank(ReasoningWorld(), config, num_questions, continuations)
+    tree = make_bank(TreeWorld(), config, num_questions, continuations, num_rollouts=24)
     node_rows: list[list[Any]] = []
-    pooled_rows: list[list[Any]] = []
     node_checks: list[tuple[str, bool]] = []
-    pooled_checks: list[tuple[str, bool]] = []
-    for budget, (questions, continuations) in BUDGETS.items():
-        bank = make_bank(ReasoningWorld(), config, num_questions, continuations)
-        tree = make_bank(TreeWorld(), config, num_questions, continuations, num_rollouts=24, replicates=1)
-        for world, own in (("chains", bank), ("tree", tree)):
-            rows, checks = _per_node(own, world, budget, continuations, repetitions)
-            node_rows += rows
-            node_checks += checks
-        rows, checks = _pooled(bank, config, budget, questions, continuations, repetitions)
-        pooled_rows += rows
-        pooled_checks += checks
-    text = f"Nodes as the pipeline draws them, one interval each; {band(repetitions)} Teachers: {', '.join(TEACHERS)}; lowest and highest over them."
-    columns = ["world", "budget", "continuations a node", "90 % interval of", "nodes", "coverage", "lowest", "highest"]
+    for world, own in (("chains", bank), ("tree", tree)):
+        rows, checks = _per_node(own, world, budget, continuations)
+        node_rows += rows
+        node_checks += checks
+    pooled_rows, pooled_checks = _pooled(bank, config, budget, questions, continuations, repetitions)
+    text = (
+        f"Nodes as the pipeline draws them, {QUESTIONS_A_RUN} questions a run, one interval each; {band(4000)} Teachers: {', '.join(TEACHERS)}; "
+        "lowest and highest over them. Intervals of the score and the natural alignment rest on an empirical-Bayes prior, and cover on average "
+        "over nodes. "
+        "*Undefined*: nodes where success has no range, so that there is no cosine; they are not counted. Nodes whose every token ends the response "
+        "are known without sampling, and are counted nowhere. *Width*: mean over nodes and teachers."
+    )
+    columns = [
+        "world",
+        "budget",
+        "continuations a node",
+        "90 % interval of",
+        "nodes",
+        "undefined",
+        "coverage",
+        "lowest",
+        "highest",
+        "width",
+    ]
     per_node = Section("Targeted rollouts: intervals of single nodes", text, columns, node_rows, node_checks)
     text = (
         f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* "
@@ -125,24 +138,25 @@ def coverage(num_questions: int, repetitions: int) -> list[Section]:
     return [per_node, Section("Targeted rollouts: pooled over questions", text, columns, pooled_rows, pooled_checks)]
 
 
-def _per_node(bank: Bank, world: str, budget: str, continuations: int, repetitions: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
+def _per_node(bank: Bank, world: str, budget: str, continuations: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
-    chosen = generator("truth", "nodes", budget).permutation(len(bank.places))[: max(repetitions, 4000)]
     for name in PER_NODE:
         shares: list[float] = []
-        counts: list[int] = []
+        counts: list[tuple[int, int]] = []
+        widths: list[float] = []
         for teacher, measures in bank.measures.items():
-            exact = np.array([bank.truths[q].values[teacher][name][t, s] for q, t, s in (bank.places[i] for i in chosen)])
-            low, high = getattr(measures, name)[chosen, 1], getattr(measures, name)[chosen, 2]
-            # terminal nodes are known without sampling; an interval of width zero holds its truth up to rounding
-            use = ~np.isnan(exact) & ~np.isnan(low) & (high - low > 1e-9)
+            exact = np.array([bank.truths[q].values[teacher][name][t, s] for q, t, s in bank.places])
+            _, low, high = getattr(measures, name).T
+            sampled = ~np.isnan(low) & (high - low > 1e-9)
+            use = sampled & ~np.isnan(exact)
             shares.append(float(np.mean((low[use] <= exact[use]) & (exact[use] <= high[use]))))
-            counts.append(int(use.sum()))
-        rows.append([world, budget, continuations, name.replace("_", " "), f"{min(counts):,}", *_shares(np.array(shares))])
-        checks.append(
-            (f"{name.replace('_', ' ')} of a node, {world}, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92)
-        )
+            counts.append((int(use.sum()), int(np.sum(sampled & np.isnan(exact)))))
+            widths.append(float(np.mean((high - low)[use])))
+        label, (least, undefined) = name.replace("_", " "), min(counts)
+        cells = [f"{least:,}", f"{undefined:,}", *_shares(np.array(shares)), fixed(float(np.mean(widths)), 3)]
+        rows.append([world, budget, continuations, label, *cells])
+        checks.append((f"{label} of a node, {world}, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92))
     return rows, checks
 
 
@@ -232,7 +246,8 @@ def _pooled_truth(bank: Bank, teacher: str, paths: str) -> list[float]:
         rate = {"all": 1.0, "correct": 1 - (1 - truth.success_rate) ** NUM_ROLLOUTS, "incorrect": 1 - truth.success_rate**NUM_ROLLOUTS}[
             paths
         ]
-        defined = ~np.isnan(v["score"])
+        # where success has no range a cosine counts as zero
+        defined = v["gradient_squared_norm"] > 0
         columns = [
             v["natural_gain"],
             v["gain"],

@@ -124,7 +124,7 @@ class Targeted:
     advantage: Estimate
     """Teacher advantage, mean over nodes."""
     mean_score: Estimate
-    """Mean per-node cosine over the nodes that have one, each counted by the chance that its strata differ."""
+    """Mean over nodes of the per-node cosine, which counts as zero as far as strata may not differ at all."""
     pooled_alignment: Estimate
     """Pooled cosine with noise-corrected norm."""
     num_nodes: int
@@ -176,7 +176,7 @@ def summarize_targeted(
         gain_over_null=total(measures.natural_gain[:, 0] - null),
         gain=total(gains),
         advantage=clustered_statistic(sums(advantage, np.ones_like(advantage)), ratio, level),
-        mean_score=clustered_statistic(sums(differs * score, np.where(np.isnan(score), np.nan, differs)), ratio, level),
+        mean_score=clustered_statistic(sums(differs * score, np.where(np.isnan(score), np.nan, 1.0)), ratio, level),
         pooled_alignment=pooled_cosine(sums(gains, ideal, measures.gradient_squared_norm), level),
         num_nodes=int(chosen.sum()),
         num_undefined=int(np.isnan(score[chosen]).sum()),
