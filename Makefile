@@ -18,7 +18,6 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/opdscope demo
-	$(BIN)/opdscope report runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

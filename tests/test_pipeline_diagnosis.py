@@ -183,3 +183,21 @@ def test_a_stored_run_is_summarised_without_torch(finished: Run) -> None:
     data = json.loads(shown.stdout)
     del data["times"]
     assert data == results(finished)
+
+
+def test_free_rivals_agree_with_each_other_and_are_ranked_beside_the_gain(finished: Run) -> None:
+    data = results(finished)
+    rivals = {t["name"]: t["rivals"] for t in data["teachers"]}
+    assert rivals["itself"]["overlap"] == pytest.approx(1.0)
+    # float32 log-probabilities, 1e-6 each
+    assert abs(rivals["itself"]["overlap_advantage"]) < 1e-5
+    assert abs(rivals["itself"]["log_odds_value"]) < 1e-4
+    assert 0 < rivals["teacher"]["overlap"] < 1
+    assert rivals["teacher"]["log_odds_value"] > 0.05
+    assert set(data["rival_rank_correlations"]) >= {"overlap", "overlap_advantage", "log_odds_value", "entropy_gap", "jensen_shannon"}
+    by_key = {(r["teacher"], r["question_id"], r["rollout_index"]): r for r in finished.table("teacher_positions").to_pylist()}
+    for row in finished.table("scores").to_pylist():
+        if row["objective"] == "reverse_kl":  # the log-ratio is the signal before its mean, which is minus the divergence, is taken off
+            own = by_key[row["teacher"], row["question_id"], row["rollout_index"]]
+            expected = np.array(row["taken_signal"]) - np.array(own["reverse_kl"])
+            np.testing.assert_allclose(own["log_ratio"], expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever the meaning or layout of a stored column changes."""
 
 
@@ -100,6 +100,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     # logprob: of the token that was taken.
     "student_positions": _schema(question_id=pa.string(), rollout_index=pa.int32(), logprob=_FLOATS, entropy=_FLOATS, collision=_FLOATS),
     # A teacher beside the student at every position. Lists: one entry per response token; divergences and entropy in nats.
+    # log_ratio: teacher's minus student's log-probability of the token that was taken. Overlap: see core.overlap.
     "teacher_positions": _schema(
         question_id=pa.string(),
         rollout_index=pa.int32(),
@@ -109,6 +110,9 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         jensen_shannon=_FLOATS,
         entropy=_FLOATS,
         rare_mass=_FLOATS,
+        overlap=_FLOATS,
+        overlap_advantage=_FLOATS,
+        log_ratio=_FLOATS,
     ),
     # One objective of one teacher at every position, reduced over the vocabulary (core.screening.ObjectiveRows).
     "scores": _schema(

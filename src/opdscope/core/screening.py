@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 from jaxtyping import Float, Int
 
 from opdscope.core.divergences import forward_kl_signal, signal_of
+from opdscope.core.overlap import overlap, top_tokens
 from opdscope.errors import ShapeError
 
 Array = Any
@@ -37,6 +38,8 @@ class StudentRows:
     """Entropy in nats."""
     collision: Float[Array, "row"]
     """Chance that two draws agree, the sum of squared probabilities."""
+    top: Int[Array, "row top"]
+    """The likeliest tokens."""
 
     @classmethod
     def of(cls, logprobs: Float[Array, "row vocab"]) -> "StudentRows":
@@ -44,11 +47,12 @@ class StudentRows:
         xp = array_namespace(logprobs)
         probs = xp.exp(logprobs)
         with np.errstate(invalid="ignore"):
-            return cls(logprobs, probs, -_mean(probs, logprobs), xp.sum(probs * probs, axis=-1))
+            return cls(logprobs, probs, -_mean(probs, logprobs), xp.sum(probs * probs, axis=-1), top_tokens(logprobs))
 
-    def of_tokens(self, taken: Int[Array, "row"]) -> Float[Array, "row"]:
-        """Natural-log probability of one token at each position."""
-        return array_namespace(taken).take_along_axis(self.logprobs, taken[:, None], axis=-1)[:, 0]
+
+def of_tokens(logprobs: Float[Array, "row vocab"], taken: Int[Array, "row"]) -> Float[Array, "row"]:
+    """Natural-log probability of one token at each position."""
+    return array_namespace(taken).take_along_axis(logprobs, taken[:, None], axis=-1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class TeacherRows:
     """The teacher's entropy in nats."""
     rare_mass: Float[Array, "row"]
     """The teacher's probability on tokens that the student takes less often than :data:`RARE_PROB`."""
+    overlap: Float[Array, "row"]
+    """Share of the student's likeliest tokens that are among the teacher's, in [0, 1]."""
+    overlap_advantage: Float[Array, "row"]
+    """Mean over the shared ones of the renormalised student's probability times its log-ratio to the renormalised teacher's, in nats, ≤ 0."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def compare_rows(student: StudentRows, teacher_logprobs: Float[Array, "row vocab
     """Divergences between student and teacher at each position, over the full vocabulary."""
     xp = array_namespace(teacher_logprobs)
     teacher_probs = xp.exp(teacher_logprobs)
+    shared, shared_advantage = overlap(student.logprobs, student.top, teacher_logprobs)
     # -inf - (-inf) and 0 · inf arise at tokens that are masked right after; numpy would warn, torch does not
     with np.errstate(invalid="ignore"):
         log_ratio = teacher_logprobs - student.logprobs
@@ -97,6 +106,8 @@ def compare_rows(student: StudentRows, teacher_logprobs: Float[Array, "row vocab
             jensen_shannon=float(np.log(2.0)) - 0.5 * (summed_logs + student.entropy + teacher_entropy),
             entropy=teacher_entropy,
             rare_mass=xp.sum(teacher_probs * xp.astype(student.probs < RARE_PROB, teacher_probs.dtype), axis=-1),
+            overlap=shared,
+            overlap_advantage=shared_advantage,
         )
 
 

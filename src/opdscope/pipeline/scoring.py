@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
+from opdscope.core.screening import StudentRows, compare_rows, of_tokens, reduce_rows
 from opdscope.pipeline.experiment import Experiment, unit_names
 from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
 from opdscope.pipeline.scores import Array, Response, Scores, blocks, teacher_prompts, to_numpy
@@ -63,7 +63,8 @@ def _reduce_question(
             columns[name][places] = to_numpy(own)
 
     def compare(student: StudentRows, taken: Array, teacher: str, logprobs: Array, places: slice) -> None:
-        keep((teacher,), vars(compare_rows(student, logprobs)), places)
+        log_ratio = of_tokens(logprobs, taken) - of_tokens(student.logprobs, taken)
+        keep((teacher,), {**vars(compare_rows(student, logprobs)), "log_ratio": log_ratio}, places)
         for objective in experiment.config.objectives:
             keep((teacher, objective), vars(reduce_rows(student, logprobs, taken, objective)), places)
 
@@ -73,7 +74,7 @@ def _reduce_question(
         taken = xp.asarray(taken_ids[chunk.start : chunk.start + chunk.student.shape[0]], device=device(chunk.student))
         places = [slice(chunk.start + block.start, chunk.start + block.stop) for block in pieces]
         for block, place, student in zip(pieces, places, students, strict=True):
-            own = {"logprob": student.of_tokens(taken[block]), "entropy": student.entropy, "collision": student.collision}
+            own = {"logprob": of_tokens(student.logprobs, taken[block]), "entropy": student.entropy, "collision": student.collision}
             keep((), own, place)
             for null in nulls:
                 compare(student, taken[block], null.name, null.rows(student.logprobs, keys[place]), place)

@@ -15,7 +15,7 @@ from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.ranking import compare, rank, verdict
-from opdscope.summary.rivals import accuracy_gaps, divergence_means, rank_correlations
+from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
 from opdscope.summary.teachers import (
     QuestionGains,
     gain_per_push,
@@ -104,7 +104,7 @@ def _student(tables: Mapping[str, pa.Table], config: Config) -> dict[str, Any]:
 
 
 def _teachers(tables: Mapping[str, pa.Table], config: Config, screening: Mapping[tuple[str, str], QuestionGains]) -> list[dict[str, Any]]:
-    rivals = divergence_means(tables)
+    rivals, log_odds = divergence_means(tables), log_odds_values(tables)
     gaps = accuracy_gaps(tables, config)
     contexts = tables["contexts"].select(["teacher", "available", "reason"]).to_pylist()
     found: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ def _teachers(tables: Mapping[str, pa.Table], config: Config, screening: Mapping
         if (name, config.objectives[0]) not in screening:
             continue
         skipped = [row["reason"] for row in contexts if row["teacher"] == name and not row["available"]]
-        own_rivals: dict[str, float] = dict(rivals.get(name, {}))
+        own_rivals: dict[str, float] = {**rivals.get(name, {}), "log_odds_value": log_odds.get(name, float("nan"))}
         if name in gaps:
             own_rivals["accuracy_gap"] = gaps[name].value
         objectives = {objective: _objective(screening, name, objective, config) for objective in config.objectives}

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
+from scipy import special, stats
 
 from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_mean
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "rare_mass")
-"""Means over tokens, in nats except `rare_mass`, the teacher's probability on tokens that the student takes less often than 1 in 10,000."""
+DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "rare_mass", "overlap", "overlap_advantage")
+"""Means over tokens, in nats except `rare_mass`, the teacher's probability on tokens that the student takes less often than 1 in 10,000, and
+`overlap`, the share of the student's likeliest tokens that are among the teacher's (:mod:`opdscope.core.overlap`)."""
 
 
 def divergence_means(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
@@ -49,6 +50,41 @@ def accuracy_gaps(tables: Mapping[str, pa.Table], config: Config) -> dict[str, E
         differences = [_mean(outcome_values(rows)) - _mean(students[q]) for q, rows in by_question.items()]
         gaps[teacher] = clustered_mean(np.array(differences), config.analysis.confidence)
     return gaps
+
+
+def log_odds_values(tables: Mapping[str, pa.Table]) -> dict[str, float]:
+    r"""By how much the success that each teacher's likelihood ratios predict at a response's end is higher for correct than for incorrect ones.
+
+    Returns:
+        Per teacher, the mean over questions with both outcomes of the mean believed success of correct minus that of incorrect rollouts, in
+        [-1, 1]: 0 where the ratios tell nothing, 1 where they tell all. NaN without such a question.
+
+    Notes:
+        :math:`\ell_{t+1} = \ell_t + \log q/p` of the token taken, from the log-odds of the question's success (half a success and half a
+        failure added), the same for all its rollouts, and the value :math:`\sigma(\ell)`. The paper's teacher is the student shown the
+        answer; here the recursion is run for every teacher.
+
+    References:
+        arXiv 2605.21851, Bayesian value recursion.
+    """
+    rollouts = measured_rollouts(tables)
+    outcomes = {
+        (q, row["rollout_index"]): value for q, rows in rollouts.items() for row, value in zip(rows, outcome_values(rows), strict=True)
+    }
+    sums = {q: (np.nansum(values), np.sum(~np.isnan(values))) for q, rows in rollouts.items() for values in (outcome_values(rows),)}
+    values: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for row in tables["teacher_positions"].select(["question_id", "rollout_index", "teacher", "log_ratio"]).to_pylist():
+        question, outcome = row["question_id"], outcomes[row["question_id"], row["rollout_index"]]
+        if not np.isnan(outcome):
+            right, count = sums[question]
+            prior = np.log((right + 0.5) / (count - right + 0.5))
+            believed = float(special.expit(prior + np.sum(row["log_ratio"], dtype=np.float64)))
+            values.setdefault(row["teacher"], {}).setdefault(question, ([], []))[int(outcome)].append(believed)
+    gaps = {
+        teacher: [float(np.mean(right) - np.mean(wrong)) for wrong, right in by_question.values() if right and wrong]
+        for teacher, by_question in values.items()
+    }
+    return {teacher: float(np.mean(own)) if own else float("nan") for teacher, own in gaps.items()}
 
 
 def rank_correlations(teachers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
