@@ -11,7 +11,9 @@ import opdscope
 from opdscope.config import load_config
 from opdscope.errors import ConfigError
 from opdscope.pipeline import rounds
+from opdscope.report.html.health import checks
 from opdscope.store import Run
+from opdscope.summary import summarize
 from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
 
 SMALL: dict[str, Any] = {
@@ -36,6 +38,13 @@ def test_a_budget_of_tokens_is_spent_and_not_exceeded(finished: Run) -> None:
     assert 12_000 - 3 * 19 <= spent <= 12_000
     assert set(finished.table("rounds")["round"].to_pylist()) == {0, 1, 2, 3}
     assert len(read_nodes(finished.tables()).rows) == finished.table("nodes").num_rows
+
+
+def test_the_report_compares_what_was_drawn_with_what_the_rounds_planned(finished: Run) -> None:
+    summary = summarize(finished.tables(), finished.config, finished.times()).data
+    line = next(line for line in checks(finished.tables(), finished.config, summary) if line["name"] == "Continuations")
+    drawn = f"{finished.table('continuations').num_rows:,}"
+    assert (line["value"], line["state"]) == (f"{drawn} of {drawn} planned", "fine")
 
 
 @pytest.mark.parametrize("lost", ["002", "001-000001"])

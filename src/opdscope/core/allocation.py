@@ -67,7 +67,10 @@ def marginal_reduction(
         >>> marginal_reduction(np.array([1.0, 1.0]), np.array([0.25, 0.25]), np.array([4, 0]), np.array([10.0, 10.0])).tolist()
         [0.00125, inf]
     """
-    size = weights**2 * variance / cost
+    return _marginal(weights**2 * variance / cost, counts)
+
+
+def _marginal(size: Float[np.ndarray, "*batch"], counts: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
     steps = counts * (counts + 1.0)
     return np.where(counts > 0, size / np.maximum(steps, 1.0), np.where(size > 0, np.inf, 0.0))
 
@@ -163,8 +166,7 @@ def _next_steps(
     size: Float[np.ndarray, "stratum"], counts: Int[np.ndarray, "stratum"], cost: Float[np.ndarray, "stratum"], left: float
 ) -> Int[np.ndarray, "stratum"]:
     """One further step each, best first, until one does not fit."""
-    steps = counts * (counts + 1.0)
-    marginal = np.where(counts > 0, size / np.maximum(steps, 1.0), np.where(size > 0, np.inf, 0.0))
+    marginal = _marginal(size, counts)
     order = np.lexsort((-size, -marginal))
     fits = np.cumsum(cost[order]) <= left * (1 + 1e-12)
     chosen = order[fits & (marginal[order] > 0)]

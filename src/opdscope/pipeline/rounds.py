@@ -19,6 +19,7 @@ from opdscope.core.success import StratumOutcomes
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import TAIL, Outcome, Role, to_table
 from opdscope.summary.nodes import padded
+from opdscope.summary.weights import question_weights
 
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
@@ -99,7 +100,7 @@ class Rounds:
     def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""
         signals, variances = self._signals()
-        weight = self._node_weights()
+        weight = question_weights(self._rows)
         # a teacher's push over all nodes is one scale: nodes at which it pushes harder do count for more
         scales = np.sqrt(np.sum(weight**2 * variances, axis=1, keepdims=True))
         weights = target_weights(self._probs, signals * weight[:, None], scales)
@@ -138,15 +139,6 @@ class Rounds:
             signals[place], variances[place] = values, row["signal_variance"]
         finite = np.isfinite(signals).all(axis=2) & np.isfinite(variances)  # a forward-KL signal may exceed any float
         return np.where(finite[..., None], signals, 0.0), np.where(finite, variances, 0.0)
-
-    def _node_weights(self) -> Float[np.ndarray, "node"]:
-        """Weight of a node in the mean over questions, as the summary has it: inverse inclusion, divided by the question's paths."""
-        path = np.array([1.0 / row["path_inclusion"] for row in self._rows])
-        paths = {(row["question_id"], row["rollout_index"]): 1.0 / row["path_inclusion"] for row in self._rows}
-        size: dict[str, float] = {}
-        for (question, _), own in paths.items():
-            size[question] = size.get(question, 0.0) + own
-        return path / np.array([row["inclusion"] * size[row["question_id"]] for row in self._rows])
 
     def _cost(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of a continuation: what was left of the node's path, known before any is drawn."""

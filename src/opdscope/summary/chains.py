@@ -21,6 +21,7 @@ from opdscope.summary.nodes import (
     score_table,
 )
 from opdscope.summary.teachers import measured_rollouts, outcome_values
+from opdscope.summary.weights import question_weights
 
 _MOST_BINS, _NODES_A_BIN = 6, 20
 """Bins of an axis, and the least number of nodes in one."""
@@ -106,20 +107,11 @@ def _along(
         "entropy": np.array([row["entropy"] for row in nodes.rows]),
         "difficulty": np.array([success[row["question_id"]] for row in nodes.rows]),
     }
-    weights = _question_weights(nodes)
+    weights = question_weights(nodes.rows)
     return {
         name: [_bin(values, members, weights, nodes, posterior, measures, config.analysis.confidence) for members in _split(values)]
         for name, values in axes.items()
     }
-
-
-def _question_weights(nodes: NodeArrays) -> Float[np.ndarray, "node"]:
-    """Inverse inclusion probabilities, scaled so that each question's paths weigh one together."""
-    paths: dict[str, dict[int, float]] = {}
-    for row in nodes.rows:
-        paths.setdefault(row["question_id"], {})[row["rollout_index"]] = 1.0 / row["path_inclusion"]
-    size = {question: sum(weights.values()) for question, weights in paths.items()}
-    return np.array([1.0 / (row["path_inclusion"] * row["inclusion"] * size[row["question_id"]]) for row in nodes.rows])
 
 
 def _split(values: Float[np.ndarray, "node"]) -> list[Int[np.ndarray, "member"]]:

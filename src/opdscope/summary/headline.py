@@ -25,6 +25,7 @@ from opdscope.summary.teachers import (
     screen_questions,
     summarize_targeted,
 )
+from opdscope.summary.weights import node_weights
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures]) -> dict[str, An
 
 
 def _weighted(values: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> float:
-    weights = np.array([1.0 / (row["path_inclusion"] * row["inclusion"]) for row in rows])
+    weights = node_weights(rows)
     return float(np.sum(weights * values) / np.sum(weights))
 
 

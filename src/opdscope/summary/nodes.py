@@ -27,6 +27,7 @@ from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, me
 from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 from opdscope.records import TAIL, Outcome
 from opdscope.summary.paths import read_links
+from opdscope.summary.weights import node_weights
 
 PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
@@ -83,7 +84,7 @@ def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
         entry[0] += row["outcome"] == Outcome.CORRECT
         entry[1] += row["outcome"] != Outcome.UNVERIFIABLE
         entry[2] += 1
-    planned = _planned_counts(tables)
+    planned = planned_counts(tables)
     complete = [
         row
         for row in tables["nodes"].to_pylist()
@@ -103,7 +104,7 @@ def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
     return NodeArrays(complete, probs, squared, is_tail, StratumOutcomes(correct, verified, terminal))
 
 
-def _planned_counts(tables: Mapping[str, pa.Table]) -> dict[tuple[str, int], int]:
+def planned_counts(tables: Mapping[str, pa.Table]) -> dict[tuple[str, int], int]:
     """Continuations that each stratum is to have: what the rounds say where there are rounds, else what was planned with the node."""
     columns = ["node_id", "stratum", "forced_token_ids"]
     found = {(row["node_id"], row["stratum"]): len(row["forced_token_ids"]) for row in tables["strata"].select(columns).to_pylist()}
@@ -304,7 +305,7 @@ def score_table(nodes: NodeArrays, posterior: Posterior, measures: Sequence[Node
             name: [row[name] for row in rows] for name in ("node_id", "question_id", "rollout_index", "position", "path_outcome")
         }
         columns |= {"teacher": [m.teacher] * len(rows), "objective": [m.objective] * len(rows)}
-        columns["weight"] = [1.0 / (row["path_inclusion"] * row["inclusion"]) for row in rows]
+        columns["weight"] = node_weights(rows)
         for name in ("score", "gain", "natural_gain", "natural_alignment", "advantage"):
             values = getattr(m, name)
             columns |= {name: values[:, 0], f"{name}_low": values[:, 1], f"{name}_high": values[:, 2]}

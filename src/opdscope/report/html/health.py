@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from opdscope.config import Config
+from opdscope.summary.nodes import planned_counts
 
 _TRUNCATED, _UNVERIFIABLE, _OUTSIDE, _NO_RANGE = 0.1, 0.02, 0.05, 0.5
 """Shares above which a line of the report's health says `look`."""
@@ -60,7 +61,7 @@ def checks(tables: Mapping[str, pa.Table], config: Config, summary: Mapping[str,
 
 def _spending(tables: Mapping[str, pa.Table], config: Config, spent: Mapping[str, int]) -> list[dict[str, Any]]:
     rollouts = tables["questions"].num_rows * (config.rollouts.num_rollouts + config.rollouts.num_demonstrations)
-    continuations = sum(map(len, tables["strata"]["forced_token_ids"].to_pylist()))
+    continuations = sum(planned_counts(tables).values())
     unfinished = "run the same diagnosis again: it resumes"
     return [
         _line("Rollouts", f"{spent['rollouts']:,} of {rollouts:,} planned", None if spent["rollouts"] >= rollouts else unfinished),
