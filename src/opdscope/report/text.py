@@ -38,7 +38,7 @@ def _verdict(data: Mapping[str, Any]) -> Text:
     text = Text("\n")
     text.append(data["verdict"]["text"], style="bold")
     text.append(
-        f"\nStudent: success {Text.from_markup(_estimate(student['success'])).plain} on {student['num_questions']} questions, "
+        f"\nStudent: success {Text.from_markup(_estimate(student['success'], sign='')).plain} on {student['num_questions']} questions, "
         f"{student['num_questions_with_both_outcomes']} of them with both outcomes; {student['num_rollouts']} rollouts "
         f"({outcomes['correct']} correct, {outcomes['incorrect']} incorrect, {outcomes['truncated']} truncated, "
         f"{outcomes['unverifiable']} unverifiable).\n"
@@ -216,7 +216,7 @@ def _rivals(data: Mapping[str, Any]) -> Table:
     names = list(dict.fromkeys(name for teacher in data["teachers"] for name in teacher["rivals"]))
     table.add_column("teacher")
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column("\n".join(name.rsplit("_", 1)).replace("_", " "), justify="right")
     for teacher in _listed(data, data["teachers"]):
         table.add_row(escape(teacher["name"]), *(_number(teacher["rivals"].get(name), 4) for name in names))
     table.add_section()
@@ -276,12 +276,12 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _estimate(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
+def _estimate(estimate: Mapping[str, Any] | None, digits: int = 2, sign: str = "+") -> str:
     if estimate is None or estimate["value"] is None:
         return "—"
     if estimate["low"] is None:
-        return f"{estimate['value']:+.{digits}f} [dim]no interval[/dim]"
-    return f"{estimate['value']:+.{digits}f} [dim]\\[{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}][/dim]"
+        return f"{estimate['value']:{sign}.{digits}f} [dim]no interval[/dim]"
+    return f"{estimate['value']:{sign}.{digits}f} [dim]\\[{estimate['low']:{sign}.{digits}f}, {estimate['high']:{sign}.{digits}f}][/dim]"
 
 
 def _number(value: float | None, digits: int) -> str:

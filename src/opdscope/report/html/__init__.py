@@ -82,12 +82,12 @@ def _number(value: float | None, digits: int = 2, sign: bool = True) -> str:
     return text.replace("-", "−")
 
 
-def _interval(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
+def _interval(estimate: Mapping[str, Any] | None, digits: int = 2, sign: bool = True) -> str:
     if estimate is None or estimate["value"] is None:
         return ""
     if estimate["low"] is None:
         return "no interval"
-    return f"{_number(estimate['low'], digits)} to {_number(estimate['high'], digits)}"
+    return f"{_number(estimate['low'], digits, sign)} to {_number(estimate['high'], digits, sign)}"
 
 
 def _words(name: str) -> str:
