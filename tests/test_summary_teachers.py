@@ -110,7 +110,17 @@ def test_targeted_totals_weigh_nodes_and_paths_by_their_inclusion() -> None:
     nodes = NodeArrays(rows, probs, probs**2, np.zeros((3, 2), dtype=bool), outcomes)
     ones = np.ones(3)
     measures = NodeMeasures("good", OBJECTIVE, np.arange(3), values, values, values, values, values, ones, ones, ones)
-    posterior = Posterior(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros((1, 3, 2)), ones, ones, np.arange(0), np.zeros((1, 0, 2)))
+    posterior = Posterior(
+        np.zeros((3, 2)),
+        np.zeros((3, 2)),
+        np.zeros((1, 3, 2)),
+        ones,
+        ones,
+        np.arange(0),
+        np.zeros((1, 0, 2)),
+        np.zeros((1, 3)),
+        np.zeros((1, 0)),
+    )
     correct, incorrect = 1.0 / 0.5 + 2.0 / 0.1, 3.0 / 0.2
     found = {paths: summarize_targeted(measures, np.zeros(3), nodes, posterior, paths, CONFIG) for paths in ("all", "correct", "incorrect")}
     assert found["correct"].natural_gain.value == pytest.approx(correct, rel=1e-12)

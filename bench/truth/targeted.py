@@ -337,7 +337,7 @@ def _without_draws(parts: list[Posterior], index: np.ndarray) -> Posterior:
     names = ("mean", "variance", "ideal_squared_norm", "differs")
     mean, variance, ideal, differs = (np.concatenate([getattr(part, name) for part in parts])[index] for name in names)
     nothing = np.empty((0, 0, 0))
-    return Posterior(mean, variance, nothing, ideal, differs, np.empty(0, dtype=np.int64), nothing)
+    return Posterior(mean, variance, nothing, ideal, differs, np.empty(0, dtype=np.int64), nothing, nothing[..., 0], nothing[..., 0])
 
 
 def _row(node_id: str, question: int, rollout: int, position: int, correct: bool, inclusion: float) -> dict[str, Any]:

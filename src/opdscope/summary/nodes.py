@@ -162,6 +162,10 @@ class Posterior:
     """Nodes from which it is learned how far a teacher's push and success go together."""
     reference_draws: Float[np.ndarray, "other some stratum"]
     """What the prior expects of these nodes: draws of success that know no outcome."""
+    spread: Float[np.ndarray, "draw node"]
+    """Variance of success over the vocabulary in each posterior draw, which is the same for every teacher."""
+    reference_spread: Float[np.ndarray, "other some"]
+    """The same in the reference draws."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -189,7 +193,10 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
     draws = backed_up_posterior(probs, outcomes, links, centres, strengths, sources)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
-    return Posterior(success.mean, interval_variance(probs, outcomes, links), draws, ideal, differs, reference, expected)
+    variance, spread = interval_variance(probs, outcomes, links), _spread(nodes.logprobs, draws)
+    return Posterior(
+        success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected)
+    )
 
 
 def _expected(
@@ -246,7 +253,7 @@ def _measure(
         p, squared = nodes.logprobs[own], nodes.squared_probs[own]
         mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
         level = config.analysis.confidence
-        weights = tilted_weights(_features(p, signal[part], draws), tilt)
+        weights = tilted_weights(_features(p, signal[part], draws, posterior.spread[:, own]), tilt)
         parts.append(
             [
                 shortest_interval(alignment_score(p, squared, gradient[part], norm[part], draws), weights, level),
@@ -269,17 +276,29 @@ def _tilt(
     _, where, which = np.intersect1d(index, posterior.reference, assume_unique=True, return_indices=True)
     own, push = index[where], signal[where]
     p, known = nodes.logprobs[own], posterior.draws[:_TILT_DRAWS, own]
-    return fit_tilt(_features(p, push, known), _features(p, push, posterior.reference_draws[:, which]))
+    seen = _features(p, push, known, posterior.spread[:_TILT_DRAWS, own])
+    return fit_tilt(seen, _features(p, push, posterior.reference_draws[:, which], posterior.reference_spread[:, which]))
+
+
+def _spread(logprobs: Float[np.ndarray, "node stratum"], draws: Float[np.ndarray, "draw node stratum"]) -> Float[np.ndarray, "draw node"]:
+    found = np.empty(draws.shape[:2])
+    for start in range(0, len(logprobs), _NODES_AT_ONCE):
+        part = slice(start, start + _NODES_AT_ONCE)
+        found[:, part] = ideal_squared_norm(logprobs[part], np.exp(logprobs[part]), draws[:, part])
+    return found
 
 
 def _features(
-    logprobs: Float[np.ndarray, "node stratum"], signal: Float[np.ndarray, "node stratum"], draws: Float[np.ndarray, "draw node stratum"]
+    logprobs: Float[np.ndarray, "node stratum"],
+    signal: Float[np.ndarray, "node stratum"],
+    draws: Float[np.ndarray, "draw node stratum"],
+    spread: Float[np.ndarray, "draw node"],
 ) -> Float[np.ndarray, "draw node 2"]:
     """Natural gain and variance of success of each draw; zero where a signal is infinite."""
     with np.errstate(invalid="ignore"):
         product = natural_gain(logprobs, signal, draws)
     product = np.where(np.isfinite(product), product, 0.0)
-    return np.stack([product, ideal_squared_norm(logprobs, np.exp(logprobs), draws)], axis=-1)
+    return np.stack([product, spread], axis=-1)
 
 
 def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
