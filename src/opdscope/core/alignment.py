@@ -207,6 +207,7 @@ def natural_alignment(
     signal: Float[np.ndarray, "*batch stratum"],
     signal_variance: Float[np.ndarray, "*batch"],
     success: Float[np.ndarray, "*batch stratum"],
+    success_variance: Float[np.ndarray, "*batch"] | None = None,
 ) -> Float[np.ndarray, "*batch"]:
     r"""Correlation, under the student, of success and signal: the cosine of the two gradients in the Fisher metric.
 
@@ -215,6 +216,7 @@ def natural_alignment(
         signal: Signal per stratum; for the tail its student-weighted mean.
         signal_variance: :math:`\operatorname{Var}_p(f)` over the full vocabulary.
         success: Success probability per stratum, in [0, 1].
+        success_variance: :math:`\operatorname{Var}_p(S)` if it is known already, which it is for all teachers but the first.
 
     Returns:
         A number in [-1, 1]. NaN where there is no success range or no push.
@@ -234,8 +236,9 @@ def natural_alignment(
         1.0
     """
     covariance = natural_gain(student_logprobs, signal, success)
-    # the weights p make Σ p (S - V)² out of the squared-norm formula; centred squares, so that equal successes give zero and not rounding
-    success_variance = ideal_squared_norm(student_logprobs, np.exp(student_logprobs), success)
+    if success_variance is None:
+        # the weights p make Σ p (S - V)² out of the squared-norm formula; centred squares, so that equal successes give zero and not rounding
+        success_variance = ideal_squared_norm(student_logprobs, np.exp(student_logprobs), success)
     return _ratio(covariance, np.sqrt(success_variance * signal_variance))
 
 

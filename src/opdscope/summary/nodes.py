@@ -1,6 +1,8 @@
 """Per node, teacher and objective: alignment, gains and advantage with posterior intervals, from the stored continuations."""
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,7 +230,12 @@ def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: 
     for row in tables["node_signals"].to_pylist():
         if row["node_id"] in index_of:
             grouped.setdefault((row["teacher"], row["objective"]), []).append(row)
-    return [_measure(teacher, objective, rows, index_of, nodes, posterior, config) for (teacher, objective), rows in grouped.items()]
+
+    def measure(key: tuple[str, str]) -> NodeMeasures:
+        return _measure(*key, grouped[key], index_of, nodes, posterior, config)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter inside its loops
+        return list(pool.map(measure, grouped))
 
 
 def _measure(
@@ -253,13 +260,14 @@ def _measure(
         p, squared = nodes.logprobs[own], nodes.squared_probs[own]
         mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
         level = config.analysis.confidence
-        weights = tilted_weights(_features(p, signal[part], draws, posterior.spread[:, own]), tilt)
+        spread = posterior.spread[:, own]
+        weights = tilted_weights(_features(p, signal[part], draws, spread), tilt)
         parts.append(
             [
                 shortest_interval(alignment_score(p, squared, gradient[part], norm[part], draws), weights, level),
                 _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise), level),
                 _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise), level),
-                shortest_interval(natural_alignment(p, signal[part], variance[part], draws), weights, level),
+                shortest_interval(natural_alignment(p, signal[part], variance[part], draws, spread), weights, level),
                 _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise), level),
             ]
         )
