@@ -77,7 +77,7 @@ class NullGain:
     factor: float
     """What its signal is scaled by."""
     natural_gain: Float[np.ndarray, "question"]
-    """Its scaled natural gain per question; NaN where the teacher has none."""
+    """Its scaled natural gain per question; NaN where the teacher has none, or where a KL is undefined, so that it cannot be scaled."""
 
 
 def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, objective: str, config: Config) -> NullGain:
@@ -93,12 +93,14 @@ def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, ob
         if null is None:
             continue
         common = ~np.isnan(own.natural_gain) & ~np.isnan(null.natural_gain)
-        size = float(np.mean(null.reverse_kl[common])) if common.any() else 0.0
+        push, size = (float(np.mean(kl[common])) if common.any() else 0.0 for kl in (own.reverse_kl, null.reverse_kl))
+        if np.isnan(push + size):  # a push of unknown size has an unknown null to beat
+            return NullGain(name, float("nan"), np.full_like(own.natural_gain, np.nan))
         if size <= 0:
             continue
         matched = name not in config.nulls.temperatures
         # a teacher equal to the student has a divergence of plus or minus rounding
-        factor = 1.0 if matched else float(np.sqrt(max(np.mean(own.reverse_kl[common]), 0.0) / size))
+        factor = 1.0 if matched else float(np.sqrt(max(push, 0.0) / size))
         gains = np.where(common, factor * null.natural_gain, np.nan)
         if np.nanmean(gains) > pooled:
             best, pooled = NullGain(name, factor, gains), float(np.nanmean(gains))
