@@ -8,7 +8,7 @@ from page import Section, band, fixed
 from population import Population
 from scipy import stats
 
-from opdscope.core.aggregation import clustered_mean, simultaneous_interval, simultaneous_quantile
+from opdscope.core.aggregation import clustered_mean, simultaneous_quantile
 from opdscope.core.randomness import generator
 from opdscope.core.screening import screening_error, screening_gain
 
@@ -147,7 +147,7 @@ def order(population: Population, repetitions: int) -> Section:
             gains = draw(population, num_questions, num_rollouts, source).natural_gain[:, index, 0]
             values = np.stack([gains[:, a] - gains[:, b] for a, b in pairs], axis=-1)
             width = simultaneous_quantile(values, LEVEL, source, 2000)
-            intervals = [simultaneous_interval(clustered_mean(column, LEVEL), width) for column in values.T]
+            intervals = [clustered_mean(column, LEVEL, width) for column in values.T]
             low, high = np.array([e.low for e in intervals]), np.array([e.high for e in intervals])
             decision = np.where(low > 0, 1.0, np.where(high < 0, -1.0, 0.0))
             ordered.append(bool(np.all(np.sign(values.mean(axis=0))[far] == sign[far])))
@@ -198,7 +198,7 @@ def order(population: Population, repetitions: int) -> Section:
 
 def _jointly(values: np.ndarray, truth: np.ndarray, source: np.random.Generator) -> bool:
     width = simultaneous_quantile(values, LEVEL, source, 2000)
-    intervals = [simultaneous_interval(clustered_mean(column, LEVEL), width) for column in values.T]
+    intervals = [clustered_mean(column, LEVEL, width) for column in values.T]
     return all(e.low <= t <= e.high for e, t in zip(intervals, truth.tolist(), strict=True))
 
 
