@@ -149,6 +149,20 @@ MUTATIONS = (
         "summary_teachers",
     ),
     Mutation(
+        "the mean score's interval is that of its posterior means",
+        "summary/teachers.py",
+        "bounded_estimate(mean(differs * score), mean(low), mean(high))",
+        "mean(differs * score)",
+        "summary_teachers",
+    ),
+    Mutation(
+        "a node whose strata may not differ has a cosine for certain",
+        "summary/teachers.py",
+        "np.minimum(measures.score[:, 1], differs * measures.score[:, 1])",
+        "measures.score[:, 1]",
+        "summary_teachers",
+    ),
+    Mutation(
         "nodes are drawn by importance but called uniform",
         "core/sampling.py",
         "return np.searchsorted(upper[:-1], ticks",

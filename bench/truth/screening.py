@@ -133,8 +133,8 @@ def _pairs(values: np.ndarray, pairs: list[list[int]]) -> np.ndarray:
 def order(population: Population, repetitions: int) -> Section:
     """Whether pairs of teachers are put in order, and the rank correlation over budgets."""
     names = ("good", "fair", "weak", "itself", "stylistic", "harmful", "sharpened", "flattened")
-    index = population.index(*names)
-    truth = population.natural_gain[:, index, 0].mean(axis=0)
+    population = population.only(*names)
+    truth = population.natural_gain[:, :, 0].mean(axis=0)
     pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
     far = np.array([abs(truth[a] - truth[b]) >= 0.15 for a, b in pairs])
     sign = np.array([np.sign(truth[a] - truth[b]) if abs(truth[a] - truth[b]) > 1e-9 else 0.0 for a, b in pairs])
@@ -144,7 +144,7 @@ def order(population: Population, repetitions: int) -> Section:
         source = generator("truth", "order", num_questions, num_rollouts)
         ordered, decided, wrong, undecided, correlation = [], [], [], [], []
         for _ in range(repetitions):
-            gains = draw(population, num_questions, num_rollouts, source).natural_gain[:, index, 0]
+            gains = draw(population, num_questions, num_rollouts, source).natural_gain[:, :, 0]
             values = np.stack([gains[:, a] - gains[:, b] for a, b in pairs], axis=-1)
             width = simultaneous_quantile(values, LEVEL, source, 2000)
             intervals = [clustered_mean(column, LEVEL, width) for column in values.T]

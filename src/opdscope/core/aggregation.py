@@ -8,7 +8,7 @@ is a function of per-question sums, and its uncertainty comes from how these dif
 # pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -142,6 +142,28 @@ def clustered_statistic(
     error = float(np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean()) ** 2)))
     # a question counts by what the number loses without it
     return _interval(value, error, -left_out, confidence)
+
+
+def bounded_estimate(value: Estimate, lowest: Estimate, highest: Estimate) -> Estimate:
+    """An average of numbers that noise biases all the same way, with an interval that holds it wherever their own intervals leave them.
+
+    Args:
+        value: The average.
+        lowest: The average of the lower ends of the numbers' own intervals.
+        highest: That of the upper ends.
+
+    Returns:
+        The average with the interval from the lower end of the one to the upper end of the other. It is a bound: it holds the truth at least as
+        often as it says, and usually more often. It has no standard error (NaN), since errors that go together shrink with no number of
+        questions.
+
+    Example:
+        >>> low, middle, high = (clustered_mean(np.array([0.1, 0.1]) + shift, 0.9) for shift in (-0.2, 0.0, 0.3))
+        >>> estimate = bounded_estimate(middle, low, high)
+        >>> round(estimate.low, 3), round(estimate.value, 3), round(estimate.high, 3)
+        (-0.1, 0.1, 0.4)
+    """
+    return replace(value, low=lowest.low, high=highest.high, standard_error=float("nan"))
 
 
 def simultaneous_quantile(
