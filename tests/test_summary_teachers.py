@@ -128,3 +128,21 @@ def test_targeted_totals_weigh_nodes_and_paths_by_their_inclusion() -> None:
     assert found["all"].natural_gain.value == pytest.approx((4 * correct + incorrect) / 5, rel=1e-12)
     beyond = summarize_targeted(measures, np.array([1.0, 2.0, 3.0]), nodes, posterior, "all", CONFIG)
     assert beyond.gain_over_null.value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_interval_of_a_mean_score_holds_whatever_the_nodes_leave_open() -> None:
+    count = 40
+    rows = [
+        {"question_id": str(i), "rollout_index": 0, "path_inclusion": 1.0, "inclusion": 0.5, "path_outcome": "correct"}
+        for i in range(count)
+    ]
+    probs = np.full((count, 2), 0.5)
+    outcomes = StratumOutcomes(np.zeros((count, 2), dtype=int), np.ones((count, 2), dtype=int), np.full((count, 2), np.nan))
+    nodes, ones = NodeArrays(rows, probs, probs**2, np.zeros((count, 2), dtype=bool), outcomes), np.ones(count)
+    score = np.tile([0.3, 0.2, 0.8], (count, 1))
+    measures = NodeMeasures("good", OBJECTIVE, np.arange(count), score, score, score, score, score, ones, ones, ones)
+    differs = np.full(count, 0.5)  # with chance a half the cosine counts as zero: the lower end is half of .2
+    nothing = np.zeros((count, 2)), np.zeros((count, 2)), np.zeros((1, count, 2))
+    posterior = Posterior(*nothing, ones, differs, np.arange(0), np.zeros((1, 0, 2)), np.zeros((1, count)), np.zeros((1, 0)))
+    found = summarize_targeted(measures, np.zeros(count), nodes, posterior, "all", CONFIG).mean_score
+    assert (found.low, found.value, found.high) == pytest.approx((0.1, 0.15, 0.8), rel=1e-12)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from opdscope.config import Config
-from opdscope.core.aggregation import Estimate, clustered_mean, simultaneous_interval, simultaneous_quantile
+from opdscope.core.aggregation import Estimate, clustered_mean, simultaneous_quantile
 from opdscope.core.randomness import generator
 from opdscope.summary.teachers import QuestionGains, null_of
 
@@ -44,7 +44,7 @@ def compare(names: Sequence[str], screening: Screening, config: Config) -> list[
     width = simultaneous_quantile(values, config.analysis.confidence, generator(config.seed, "comparisons"))
     found: list[dict[str, Any]] = []
     for (first, second), column in zip(pairs, values.T, strict=True):
-        difference = simultaneous_interval(clustered_mean(column, config.analysis.confidence), width)
+        difference = clustered_mean(column, config.analysis.confidence, width)
         decided = difference.low > 0 or difference.high < 0
         found.append({"first": first, "second": second, "difference": difference, "decided": decided})
     return found
@@ -66,7 +66,7 @@ def verdicts(names: Sequence[str], screening: Screening, objective: str, config:
     width = simultaneous_quantile(np.stack([*gains, *over], axis=-1), level, generator(config.seed, "verdicts", objective))
     words: dict[str, str] = {}
     for name, own, beyond in zip(names, gains, over, strict=True):
-        gain, over_null = (simultaneous_interval(clustered_mean(values, level), width) for values in (own, beyond))
+        gain, over_null = (clustered_mean(values, level, width) for values in (own, beyond))
         null = null_of(screening, name, objective, config).name
         words[name] = _word(gain, over_null, null is not None, config.analysis.smallest_gain)
     return words

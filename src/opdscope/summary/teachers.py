@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from opdscope.config import Config, same_entropy_name
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
+from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
 from opdscope.core.screening import screening_gain, teacher_pushes
 from opdscope.records import Outcome, Role
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
@@ -126,7 +126,8 @@ class Targeted:
     advantage: Estimate
     """Teacher advantage, mean over nodes."""
     mean_score: Estimate
-    """Mean over nodes of the per-node cosine, which counts as zero as far as strata may not differ at all."""
+    """Mean over nodes of the per-node cosine, which counts as zero as far as strata may not differ at all. Noise shrinks it, at all nodes alike, so
+    its interval is a bound: it holds all that the nodes' own intervals leave open."""
     pooled_alignment: Estimate
     """Pooled cosine with noise-corrected norm."""
     num_nodes: int
@@ -172,13 +173,21 @@ def summarize_targeted(
         found = [np.nansum(weight[i, None] * stacked[i], axis=0) / size[q] for q, i in clusters.items()]
         return np.array(found).reshape(-1, len(columns))
 
+    def mean(values: Float[np.ndarray, "node"]) -> Estimate:
+        return clustered_statistic(sums(values, np.where(np.isnan(values), np.nan, 1.0)), ratio, level)
+
     score, advantage, gains = measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0]
+    # a cosine is in its node's interval, or nothing differs and it counts as zero
+    low, high = (
+        np.minimum(measures.score[:, 1], differs * measures.score[:, 1]),
+        np.maximum(measures.score[:, 2], differs * measures.score[:, 2]),
+    )
     return Targeted(
         natural_gain=total(measures.natural_gain[:, 0]),
         gain_over_null=total(measures.natural_gain[:, 0] - null),
         gain=total(gains),
-        advantage=clustered_statistic(sums(advantage, np.ones_like(advantage)), ratio, level),
-        mean_score=clustered_statistic(sums(differs * score, np.where(np.isnan(score), np.nan, 1.0)), ratio, level),
+        advantage=mean(advantage),
+        mean_score=bounded_estimate(mean(differs * score), mean(low), mean(high)),
         pooled_alignment=pooled_cosine(sums(gains, ideal, measures.gradient_squared_norm), level),
         num_nodes=int(chosen.sum()),
         num_undefined=int(np.isnan(score[chosen]).sum()),
