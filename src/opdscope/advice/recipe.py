@@ -58,10 +58,10 @@ class TeacherStamp(ModelStamp):
     """True if its model is the student's own weights."""
     privileged_context: str
     """What it is shown besides the question."""
-    prompt: str
-    """Template of its user turn, with `{question}` and the context's parts to be filled in."""
-    system: str | None
-    """Its system turn, if any."""
+    prompt: str | None
+    """Template of its user turn, with `{question}` and the context's parts to be filled in; None where the task's own wording was used."""
+    example: str
+    """A whole prompt as this teacher saw it, rendered by its chat template."""
     gain_over_null: Number
     """In success per unit step, summed over a response, for the objective it is used with."""
     verdict: str
@@ -102,7 +102,7 @@ class Weighting(_Strict):
     use: bool
     """True only where the held-out improvement excludes zero."""
     improvement: Number
-    """Held-out gain per size of the push with the weights minus without them, relative to the latter where that is positive."""
+    """Held-out gain over the root of the squared push (KL) with the weights, minus the same without them."""
     reason: str
     """One sentence."""
 
@@ -148,6 +148,9 @@ class Recipe(_Strict):
     """Name of the null that the teacher had to beat."""
     null_factor: float = 0.0
     """What its signal was scaled by, so that it pushed as hard as the teacher."""
+    null_temperature: float | None = None
+    r"""Temperature of the student that the null is; None without a null. Its reverse-KL signal at the taken token, centred, is
+    :math:`(1/T - 1)(\log p_y + H(p))`."""
     schedule: ScheduleSettings | None
     """Of the distillation weight; None unless `kind` is distil."""
     outcome_weights: OutcomeWeights = OutcomeWeights()
