@@ -11,9 +11,10 @@ from jaxtyping import Float
 
 from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_interval, simultaneous_quantile
+from opdscope.core.divergences import signal_scale
 from opdscope.core.randomness import generator
 from opdscope.summary.ranking import over_null, verdict_word
-from opdscope.summary.teachers import NullGain, QuestionGains, gain_per_push, null_of
+from opdscope.summary.teachers import NullGain, QuestionGains, null_of
 
 Criterion = Literal["gain", "gain_per_push"]
 Screening = Mapping[tuple[str, str], QuestionGains]
@@ -34,10 +35,9 @@ class Candidate:
     """In success per unit step, summed over a response."""
     gain_over_null: Estimate
     """The same minus its null's; what counts for plain gradient steps."""
-    gain_per_push: Estimate
-    """Natural gain over √KL."""
     gain_over_null_per_push: Estimate
-    """Gain over null over √KL; what counts for updates of normalised size."""
+    """Gain over null over the size of the push, √KL times the size of the objective's signal (:func:`opdscope.core.divergences.signal_scale`); what
+    counts for updates of normalised size."""
     null: NullGain
     """What it had to beat."""
     verdict: str
@@ -125,13 +125,14 @@ def _verdicts(keys: Sequence[tuple[str, str]], screening: Screening, config: Con
 
 
 def _sums(key: tuple[str, str], screening: Screening, config: Config) -> Float[np.ndarray, "question 3"]:
-    """Gain over null, KL, and one, on every question; NaN where the teacher has no gain."""
+    """Gain over null, squared push, and one, on every question; NaN where the teacher has no gain."""
     above = over_null(screening, *key, config)
-    return np.stack([above, np.where(np.isnan(above), np.nan, screening[key].reverse_kl), np.where(np.isnan(above), np.nan, 1.0)], axis=-1)
+    push = signal_scale(key[1]) ** 2 * screening[key].reverse_kl
+    return np.stack([above, np.where(np.isnan(above), np.nan, push), np.where(np.isnan(above), np.nan, 1.0)], axis=-1)
 
 
 def _per_push(sums: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch"]:
-    gain, push, count = (sums[..., k] for k in range(3))
+    gain, push, count = np.moveaxis(sums, -1, 0)
     safe = (count > 0) & (push > 0)
     return np.where(safe, gain / np.sqrt(np.where(safe, count * push, 1.0)), np.nan)
 
@@ -143,7 +144,6 @@ def _candidate(key: tuple[str, str], screening: Screening, config: Config, word:
         *key,
         natural_gain=clustered_mean(own.natural_gain, level),
         gain_over_null=clustered_mean(sums[:, 0], level),
-        gain_per_push=gain_per_push(own, level),
         gain_over_null_per_push=clustered_statistic(sums, lambda s: float(_per_push(s)), level),
         null=null_of(screening, *key, config),
         verdict=word,
@@ -160,7 +160,7 @@ def _chances(
     sums = np.stack([_sums(key, screening, config) for key in keys])
     present = ~np.isnan(sums).any(axis=-1)
     weights = generator(config.seed, "advice", "resamples").exponential(size=(_RESAMPLES, sums.shape[1]))
-    totals = np.einsum("rq,kqc->rkc", weights, np.where(present[..., None], sums, 0.0))
+    totals = np.einsum("rq,kqc->rkc", weights, np.where(np.expand_dims(present, -1), sums, 0.0))
     count = np.where(totals[..., 2] > 0, totals[..., 2], np.nan)
     values = totals[..., 0] / count if criterion == "gain" else _per_push(totals)
     best = np.argmax(np.concatenate([np.zeros((_RESAMPLES, 1)), np.nan_to_num(values, nan=-np.inf)], axis=1), axis=1)

@@ -56,6 +56,8 @@ class TeacherStamp(ModelStamp):
     """How the diagnosis called it."""
     self_distillation: bool
     """True if its model is the student's own weights."""
+    objective: str
+    """What it is best distilled by."""
     privileged_context: str
     """What it is shown besides the question."""
     prompt: str | None
@@ -144,7 +146,7 @@ class Recipe(_Strict):
     """Sampling temperature of the policy, and of both softmaxes."""
     max_completion_length: int = Field(ge=1)
     """Most tokens in a response."""
-    null: str | None = None
+    null_teacher: str | None = None
     """Name of the null that the teacher had to beat."""
     null_factor: float = 0.0
     """What its signal was scaled by, so that it pushed as hard as the teacher."""

@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from opdscope.config import Config
+from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm, natural_gain
+from opdscope.core.backup import back_up, no_links
 from opdscope.core.screening import screening_gain
 from opdscope.core.weighting import PartSums
-from opdscope.summary.nodes import NodeArrays, NodeMeasures
-from opdscope.summary.paths import list_arrays
+from opdscope.summary.nodes import padded, read_nodes
+from opdscope.summary.paths import list_arrays, read_links
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 from opdscope.summary.weights import question_weights
 
@@ -119,7 +123,9 @@ def bin_edges(tokens: Tokens, feature: str) -> Float[np.ndarray, "edge"]:
     return np.array([edge for edge in np.unique(values[order][places]) if edge > values[order[0]]])
 
 
-def screened_sums(tokens: Tokens, part: Int[np.ndarray, "token"], num_parts: int, use: np.ndarray | None = None) -> PartSums:
+def screened_sums(
+    tokens: Tokens, part: Int[np.ndarray, "token"], num_parts: int, use: Bool[np.ndarray, "rollout"] | None = None
+) -> PartSums:
     """Gain and squared push of each part of the tokens on every question, from ordinary rollouts.
 
     Args:
@@ -133,8 +139,8 @@ def screened_sums(tokens: Tokens, part: Int[np.ndarray, "token"], num_parts: int
     pushed, signal = (
         np.bincount(place, values, minlength=count * num_parts).reshape(count, num_parts) for values in (tokens.push, tokens.signal)
     )
-    gains, pushes = np.full((2, tokens.num_questions, num_parts), np.nan)
-    chosen = np.ones(count, dtype=bool) if use is None else use
+    gains, pushes = (np.full((tokens.num_questions, num_parts), np.nan) for _ in range(2))
+    chosen: Bool[np.ndarray, rollout] = np.ones(count, dtype=bool) if use is None else use
     for question in np.unique(tokens.rollouts.question):
         own = np.flatnonzero((tokens.rollouts.question == question) & chosen)
         gains[question] = screening_gain(tokens.rollouts.outcome[own], signal[own].T)
@@ -142,42 +148,66 @@ def screened_sums(tokens: Tokens, part: Int[np.ndarray, "token"], num_parts: int
     return PartSums(gains, pushes)
 
 
+@dataclass(frozen=True)
+class NodeGains:
+    """What targeted rollouts say of one teacher and objective at its nodes."""
+
+    rows: list[dict[str, Any]]
+    """Stored rows of the nodes."""
+    natural_gain: Float[np.ndarray, "node"]
+    """Unbiased."""
+    ideal_squared_norm: Float[np.ndarray, "node"]
+    """Squared length of the ideal gradient, corrected for noise; may be negative."""
+
+
+def read_node_gains(tables: Mapping[str, pa.Table], teacher: str, objective: str, config: Config) -> NodeGains | None:
+    """Gains at the nodes of targeted rollouts; None if there are none that stand for a response (`protocol: paper` has none)."""
+    nodes = read_nodes(tables) if config.protocol == "default" else None
+    if nodes is None or not nodes.rows:
+        return None
+    signals = {
+        row["node_id"]: row["signal"]
+        for row in tables["node_signals"].to_pylist()
+        if (row["teacher"], row["objective"]) == (teacher, objective)
+    }
+    own = np.array([i for i, row in enumerate(nodes.rows) if row["node_id"] in signals], dtype=np.int64)
+    links = read_links(tables, nodes.rows) if config.analysis.back_up else no_links(len(nodes.rows))
+    success = back_up(nodes.probs, nodes.outcomes, links)
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
+    ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
+    signal = padded([signals[nodes.rows[i]["node_id"]] for i in own], nodes.probs.shape[1])
+    return NodeGains([nodes.rows[i] for i in own], natural_gain(nodes.logprobs[own], signal, success.mean[own]), ideal[own])
+
+
 def node_parts(
-    tables: Mapping[str, pa.Table], tokens: Tokens, nodes: NodeArrays, feature: str, edges: Float[np.ndarray, "edge"]
+    tables: Mapping[str, pa.Table], tokens: Tokens, nodes: NodeGains, feature: str, edges: Float[np.ndarray, "edge"]
 ) -> Int[np.ndarray, "node"]:
-    """The bin of every node by a feature of its token; -1 where its rollout was not scored."""
+    """The bin of every node by a feature of its token."""
     ids = {q: i for i, q in enumerate(tables["questions"]["question_id"].to_pylist())}
     starts = np.concatenate([[0], np.cumsum(tokens.rollouts.length)])
     keys = zip(tokens.rollouts.question.tolist(), tokens.rollouts.index.tolist(), strict=True)
     place = dict(zip(keys, starts[:-1].tolist(), strict=True))
-    found = np.full(len(nodes.rows), -1)
-    for i, row in enumerate(nodes.rows):
-        start = place.get((ids[row["question_id"]], row["rollout_index"]))
-        if start is not None:
-            found[i] = np.searchsorted(edges, tokens.features[feature][start + row["position"]], side="right")
-    return found
+    token = [place[ids[row["question_id"]], row["rollout_index"]] + row["position"] for row in nodes.rows]
+    return np.searchsorted(edges, tokens.features[feature][token], side="right")
 
 
-def targeted_gains(
-    tables: Mapping[str, pa.Table], nodes: NodeArrays, measures: NodeMeasures, part: Int[np.ndarray, "node"], num_parts: int
+def per_question(
+    tables: Mapping[str, pa.Table], nodes: NodeGains, values: Float[np.ndarray, "node"], part: Int[np.ndarray, "node"], num_parts: int
 ) -> Float[np.ndarray, "question part"]:
-    """Gain of each part on every question, per response, from targeted rollouts; NaN where a question has no nodes of this teacher.
+    """Sum of a number over the nodes of a response, on every question and for each part; NaN where a question has no nodes of this teacher.
 
     Args:
         tables: Every table of the run.
-        nodes: All nodes.
-        measures: The teacher's numbers at its nodes.
+        nodes: The teacher's nodes.
+        values: The number at each.
         part: Which part each node belongs to; may depend on the outcome of the node's own path, since continuations are fresh.
         num_parts: How many parts there are.
     """
     ids = {q: i for i, q in enumerate(tables["questions"]["question_id"].to_pylist())}
     found = np.full((len(ids), num_parts), np.nan)
-    weights = question_weights(nodes.rows)
-    for i, gain in zip(measures.index.tolist(), measures.natural_gain[:, 0].tolist(), strict=True):
-        question = ids[nodes.rows[i]["question_id"]]
-        if np.isnan(found[question, 0]):
-            found[question] = 0.0
-        found[question, part[i]] += weights[i] * gain
+    place = np.array([ids[row["question_id"]] for row in nodes.rows], dtype=np.int64)
+    found[np.unique(place)] = 0.0
+    np.add.at(found, (place, part), question_weights(nodes.rows) * values)
     return found
 
 
@@ -188,11 +218,11 @@ def joined(
 
     The share is the same for all questions and parts. Where a question has only one of the two, that is taken.
     """
-    both = ~np.isnan(screened).any(axis=1) & ~np.isnan(targeted).any(axis=1)
+    both = ~np.isnan(screened + targeted).any(axis=1)
     if both.sum() < 3:
         return screened
     covariance = np.cov(screened[both].sum(axis=1), targeted[both].sum(axis=1))
     scale = covariance[0, 0] + covariance[1, 1] - 2.0 * covariance[0, 1]
     share = float(np.clip((covariance[0, 0] - covariance[0, 1]) / scale, 0.0, 1.0)) if scale > 0 else 0.5
     mixed = share * targeted + (1.0 - share) * screened
-    return np.where(both[:, None], mixed, screened)
+    return np.where(np.expand_dims(both, 1), mixed, screened)

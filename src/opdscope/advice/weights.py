@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from opdscope.advice.tokens import Tokens, bin_edges, joined, node_parts, screened_sums, targeted_gains
+from opdscope.advice.tokens import NodeGains, Tokens, bin_edges, joined, node_parts, per_question, screened_sums
 from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic
 from opdscope.core.randomness import generator
@@ -25,20 +25,9 @@ from opdscope.core.weighting import (
     scale_to_push,
     weigh,
 )
-from opdscope.summary.nodes import NodeArrays, NodeMeasures
 
 CLASSES = ("correct", "incorrect")
 """Classes of responses; incorrect includes truncated ones."""
-
-
-@dataclass(frozen=True)
-class Targeted:
-    """What targeted rollouts measured of the chosen teacher and objective."""
-
-    nodes: NodeArrays
-    """All nodes."""
-    measures: NodeMeasures
-    """The teacher's numbers at its nodes."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class _Parted(NamedTuple):
     share_of_tokens: Float[np.ndarray, "part"]
 
 
-def token_parts(tables: Mapping[str, pa.Table], tokens: Tokens, targeted: Targeted | None, config: Config) -> list[Parts]:
+def token_parts(tables: Mapping[str, pa.Table], tokens: Tokens, nodes: NodeGains | None, config: Config) -> list[Parts]:
     """Weights of tokens by each feature that has bins; their improvements hold together.
 
     Gains are from ordinary and, where there are any, targeted rollouts. Questions in two halves: each is weighted by what the other says.
@@ -87,20 +76,19 @@ def token_parts(tables: Mapping[str, pa.Table], tokens: Tokens, targeted: Target
             continue
         part, count = np.searchsorted(edges, values, side="right"), len(edges) + 1
         sums = screened_sums(tokens, part, count)
-        if targeted is not None:
-            at_nodes = node_parts(tables, tokens, targeted.nodes, feature, edges)
-            gains = targeted_gains(tables, targeted.nodes, targeted.measures, at_nodes, count)
+        if nodes is not None:
+            gains = per_question(tables, nodes, nodes.natural_gain, node_parts(tables, tokens, nodes, feature, edges), count)
             sums = PartSums(joined(sums.gains, gains), sums.pushes)
         found.append(_Parted(feature, edges, sums, np.bincount(part, minlength=count) / len(part)))
     return _judged(found, config)
 
 
-def outcome_parts(tables: Mapping[str, pa.Table], tokens: Tokens, targeted: Targeted, config: Config) -> Parts:
+def outcome_parts(tables: Mapping[str, pa.Table], tokens: Tokens, nodes: NodeGains, config: Config) -> Parts:
     """Weights by the outcome of the response. Gains are from targeted rollouts only: those of the response itself know its outcome."""
-    right = np.array([row["path_outcome"] == "correct" for row in targeted.nodes.rows], dtype=bool)
-    gains = targeted_gains(tables, targeted.nodes, targeted.measures, np.where(right, 0, 1), len(CLASSES))
+    right = np.array([row["path_outcome"] == "correct" for row in nodes.rows], dtype=bool)
+    gains = per_question(tables, nodes, nodes.natural_gain, np.where(right, 0, 1), len(CLASSES))
     push, length = tokens.per_rollout(tokens.push), tokens.rollouts.length
-    pushes, counts = np.zeros((2, *gains.shape))
+    pushes, counts = np.zeros(gains.shape), np.zeros(gains.shape)
     verified = np.zeros(len(gains))
     for i, outcome in enumerate(tokens.rollouts.outcome):
         if not np.isnan(outcome):

@@ -208,3 +208,49 @@ def mix(moments: Float[np.ndarray, "question 6"], confidence: float) -> Mix:
         share.value, float(np.clip(share.low, 0, 1)), float(np.clip(share.high, 0, 1)), share.standard_error, share.num_clusters, confidence
     )
     return Mix(cut, alignment_at(0.0), alignment_at(1.0), mixed)
+
+
+def sampled_moments(
+    fisher: Float[np.ndarray, "6"],
+    signals: Float[np.ndarray, "rollout"],
+    gradient_pushes: Float[np.ndarray, "rollout"],
+    score_squares: Float[np.ndarray, "rollout"],
+    gradient_squares: Float[np.ndarray, "rollout"],
+    ideal_square: float,
+    gain: float,
+) -> Float[np.ndarray, "6"]:
+    r"""The same inner products on the logits, for updates from single rollouts: what reinforcement learning's own noise costs.
+
+    Args:
+        fisher: That question's :func:`fisher_moments`, of which the ratio of reinforcement-learning gain to ideal is used.
+        signals: From :func:`rl_signals`, without division by length.
+        gradient_pushes: Sum over positions of the centred distillation gradient at the taken token, :math:`d_y - \sum_j p_j d_j`.
+        score_squares: Sum over positions of :math:`\|e_y - p\|^2 = 1 - 2 p_y + \sum_j p_j^2`.
+        gradient_squares: Sum over positions of :math:`\|d\|^2`.
+        ideal_square: Sum over positions of :math:`\|g^*\|^2`, mean over responses, from targeted rollouts.
+        gain: Euclidean gain of distillation per response.
+
+    Returns:
+        :data:`MOMENTS`, with :math:`\|r\|^2 = X^2 \sum_t \|e_{y_t} - p_t\|^2`, the size of one response's own update. NaN with fewer than two
+        known outcomes, or where all agree.
+
+    Notes:
+        Distillation over the full vocabulary knows its direction at every node; a reinforcement-learning update knows the token that was taken.
+        A batch in which many responses share a prefix, or a network that shares what it learns between prefixes, lies between these moments and
+        the expected ones of :func:`fisher_moments`.
+    """
+    known = ~np.isnan(signals)
+    if known.sum() < 2 or not fisher[0] > 0:
+        return np.full(len(MOMENTS), np.nan)
+    own = signals[known]
+    product = float(np.cov(own, gradient_pushes[known])[0, 1])
+    return np.array(
+        [
+            ideal_square,
+            fisher[1] / fisher[0] * ideal_square,
+            gain,
+            float(np.mean(own**2 * score_squares[known])),
+            product,
+            float(np.mean(gradient_squares[known])),
+        ]
+    )
