@@ -39,6 +39,13 @@ class DemoModel(StrEnum):
     SMOLLM2 = "smollm2"
 
 
+class CriterionName(StrEnum):
+    """What advice maximises."""
+
+    GAIN_PER_PUSH = "gain_per_push"
+    GAIN = "gain"
+
+
 class _Bars:
     """Progress of the stages on a terminal; the pipeline's watcher."""
 
@@ -220,6 +227,32 @@ def show(
         raise ConfigError(f"--teacher: there is no teacher {teacher!r} in this run; those there are: {', '.join(view['teachers'])}")
     place = 0 if teacher is None else view["teachers"].index(teacher)
     _print(render_chain(view, place, stored.config.analysis.confidence))
+
+
+@app.command()
+def advise(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="Directory of the recipe; default RUN/advice.", show_default=False)] = None,
+    criterion: Annotated[
+        CriterionName, typer.Option(help="gain_per_push: Adam and clipped gradients; gain: plain gradient steps.")
+    ] = CriterionName.GAIN_PER_PUSH,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Teacher, objective, weights, curriculum and schedule from a stored run, or none; writes a recipe. Needs no model."""
+    import json
+
+    from opdscope.advice import advice_data, render_advice
+    from opdscope.advice import advise as make_advice
+    from opdscope.store import open_run
+
+    stored = open_run(run)
+    advice = make_advice(stored, criterion.value)
+    files = advice.write(stored.path / "advice" if output is None else output)
+    if as_json:
+        sys.stdout.write(json.dumps(advice_data(advice), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        _print(render_advice(advice))
+        _print(f"Recipe: {files[0]}" + (f" (settings beside it: {', '.join(path.name for path in files[1:])})" if files[1:] else ""))
 
 
 @app.command()

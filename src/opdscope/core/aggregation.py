@@ -106,6 +106,7 @@ def clustered_statistic(
     sums: Float[np.ndarray, "cluster component"],
     statistic: Callable[[Float[np.ndarray, "component"]], float],
     confidence: float,
+    width: float | None = None,
 ) -> Estimate:
     r"""A function of totals over questions, such as a ratio, with a jackknife interval that leaves out one question at a time.
 
@@ -113,6 +114,7 @@ def clustered_statistic(
         sums: Weighted sums of each question; rows with a NaN are undefined and not counted.
         statistic: From the totals to the number, for example `lambda s: s[0] / s[1]`; may return NaN.
         confidence: Level of the interval, in (0, 1).
+        width: As for :func:`clustered_mean`.
 
     Returns:
         The estimate at the totals over all questions.
@@ -141,7 +143,7 @@ def clustered_statistic(
     left_out = np.array([statistic(total - row) for row in defined])
     error = float(np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean()) ** 2)))
     # a question counts by what the number loses without it
-    return _interval(value, error, -left_out, confidence)
+    return _interval(value, error, -left_out, confidence, width)
 
 
 def bounded_estimate(value: Estimate, lowest: Estimate, highest: Estimate) -> Estimate:

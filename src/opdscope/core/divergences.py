@@ -155,6 +155,26 @@ def signal_of(objective: str) -> Signal:
     return {"reverse_kl": reverse_kl_signal, "forward_kl": forward_kl_signal}[base]
 
 
+def signal_scale(objective: str) -> float:
+    r"""Size of an objective's signal relative to the KL divergences', where teacher and student are close.
+
+    Raises:
+        ValueError: If there is no such objective.
+
+    Notes:
+        With q = p (1 + ε) the signals are ε for both KL divergences and :math:`\beta (1 - \beta) \varepsilon` for the generalised JSD, to first
+        order and up to a constant. A gain is linear in the signal, so that gains of different objectives compare at equal size of the push only
+        when divided by this.
+
+    Example:
+        >>> signal_scale("reverse_kl"), signal_scale("generalized_jsd(0.5)")
+        (1.0, 0.25)
+    """
+    check_objective(objective)
+    _, beta = split_objective(objective)
+    return 1.0 if beta is None else beta * (1.0 - beta)
+
+
 def kl_divergence(first_logprobs: Float[Array, "*batch vocab"], second_logprobs: Float[Array, "*batch vocab"]) -> Float[Array, "*batch"]:
     r"""KL(first ‖ second) in nats, :math:`\sum_j a_j (\log a_j - \log b_j)`; tokens that `first` never takes count zero.
 

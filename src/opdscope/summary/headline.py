@@ -84,7 +84,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         },
         "times": _times(times),
     }
-    return Summary(_plain(data))
+    return Summary(plain(data))
 
 
 def _student(tables: Mapping[str, pa.Table], config: Config) -> dict[str, Any]:
@@ -219,16 +219,16 @@ def _times(times: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return seconds
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain JSON data: dataclasses as mappings, numpy numbers as Python's, and what is not finite as None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

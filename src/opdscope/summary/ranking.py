@@ -36,7 +36,7 @@ def compare(names: Sequence[str], screening: Screening, config: Config) -> list[
     All intervals hold together at the configured confidence. `decided` is true where the interval excludes zero.
     """
     objective = config.objectives[0]
-    over = {name: _over_null(screening, name, objective, config) for name in names}
+    over = {name: over_null(screening, name, objective, config) for name in names}
     pairs = list(combinations(names, 2))
     if not pairs:
         return []
@@ -62,17 +62,25 @@ def verdicts(names: Sequence[str], screening: Screening, objective: str, config:
         return {}
     level = config.analysis.confidence
     gains = [screening[name, objective].natural_gain for name in names]
-    over = [_over_null(screening, name, objective, config) for name in names]
+    over = [over_null(screening, name, objective, config) for name in names]
     width = simultaneous_quantile(np.stack([*gains, *over], axis=-1), level, generator(config.seed, "verdicts", objective))
     words: dict[str, str] = {}
     for name, own, beyond in zip(names, gains, over, strict=True):
-        gain, over_null = (clustered_mean(values, level, width) for values in (own, beyond))
+        gain, above = (clustered_mean(values, level, width) for values in (own, beyond))
         null = null_of(screening, name, objective, config).name
-        words[name] = _word(gain, over_null, null is not None, config.analysis.smallest_gain)
+        words[name] = verdict_word(gain, above, null is not None, config.analysis.smallest_gain)
     return words
 
 
-def _word(gain: Estimate, over_null: Estimate, has_null: bool, smallest: float) -> str:
+def verdict_word(gain: Estimate, over_null: Estimate, has_null: bool, smallest: float) -> str:
+    """The verdict on one teacher, in the words of :func:`verdicts`.
+
+    Args:
+        gain: Natural gain.
+        over_null: The same minus its null's.
+        has_null: Whether there is a null with a positive gain.
+        smallest: Least gain over null that would be of use.
+    """
     if gain.high < 0:
         return "harms"
     if gain.low > 0 and over_null.low > 0 and over_null.high >= smallest:
@@ -84,7 +92,8 @@ def _word(gain: Estimate, over_null: Estimate, has_null: bool, smallest: float) 
     return "null not beaten" if has_null and gain.low > 0 else "undecided"
 
 
-def _over_null(screening: Screening, name: str, objective: str, config: Config) -> np.ndarray:
+def over_null(screening: Screening, name: str, objective: str, config: Config) -> np.ndarray:
+    """Natural gain minus that of the null to beat, per question; NaN where the teacher has none."""
     return screening[name, objective].natural_gain - null_of(screening, name, objective, config).natural_gain
 
 
