@@ -94,6 +94,7 @@ class WatchingCallback(TrainerCallback):
         """What is on and what has failed."""
         self._probed: ProbeResult | None = None
         self._best = -math.inf
+        self._recorded = -1
 
     def attach(self) -> None:
         """Add the callback and its observer to the trainer.
@@ -149,6 +150,8 @@ class WatchingCallback(TrainerCallback):
         if monitor.is_on:
             with monitor.trying():
                 self.monitor.end_step()
+                if state.global_step >= state.max_steps:
+                    self.monitor.flush()
         if self.probe is not None and probe.is_on:
             with probe.trying():
                 self._probe(self.probe, state.global_step)
@@ -160,8 +163,9 @@ class WatchingCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self.parts["monitor"].trying():
-            self.monitor.flush()
-            self._record(state.global_step, self.monitor.reading())
+            if self._recorded != state.global_step:
+                self.monitor.flush()
+                self._record(state.global_step, self.monitor.reading())
         with self.parts["log"].trying():
             self.recorder.write(state.global_step, now=True)
 
@@ -256,6 +260,7 @@ class WatchingCallback(TrainerCallback):
     def _record(self, step: int, reading: Reading) -> None:
         if reading.num_rollouts == 0:
             return
+        self._recorded = step
         numbers = {name: value for name, value in vars(reading).items() if name != "bins"}
         self.recorder.add(
             "training_steps",

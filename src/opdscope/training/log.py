@@ -23,6 +23,7 @@ class Recorder:
         self.log = TrainingLog(path)
         """Where the parts go."""
         self._rows: dict[str, list[Mapping[str, Any]]] = {}
+        self._kept: tuple[int, dict[str, list[Mapping[str, Any]]]] = (-1, {})
         self._written = time.monotonic()
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
@@ -33,9 +34,11 @@ class Recorder:
         """Write what waits, if it has waited for long enough or has to be written now."""
         if not self._rows or (not now and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES):
             return
+        if self._kept[0] == step:  # a part is named by its step: what it holds already is written again with the rest
+            self._rows = {name: [*self._kept[1].get(name, []), *self._rows.get(name, [])] for name in {**self._kept[1], **self._rows}}
         for name, rows in self._rows.items():
             self.log.write(name, step, to_table(name, rows))
-        self._rows, self._written = {}, time.monotonic()
+        self._kept, self._rows, self._written = (step, self._rows), {}, time.monotonic()
 
 
 def log_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
