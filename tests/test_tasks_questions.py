@@ -157,6 +157,42 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path):
     assert len(load_task(JsonlTaskConfig(kind="jsonl", path=tmp_path / "set.jsonl")).questions) == 2
 
 
+def test_a_function_of_your_own_judges_with_the_fields_of_the_line_and_a_solution_field_becomes_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "own_checks.py").write_text(
+        "def near(response, answer, fields):\n    return abs(float(response) - float(answer)) < fields['margin']\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = [{"question": "a", "answer": "1", "margin": 0.5, "work": "one"}, {"question": "b", "answer": "1", "margin": 0, "work": "w"}]
+    settings = {"verifier": "python", "verifier_function": "own_checks:near", "solution_field": "work"}
+    task = load_task(jsonl(tmp_path / "set.jsonl", lines, **settings))
+    assert [(q.text, q.solution) for q in task.questions] == [("a", "one")]
+    assert task.skipped == {"the answer cannot be verified as python": 1}
+    with VerifierPool(task.verifier, num_workers=1) as pool:
+        metadata = task.questions[0].metadata
+        items = [VerifyItem(f"Answer: {found}", "1", metadata) for found in ("1.2", "2", "word")]
+        assert pool.verify(items) == [Outcome.CORRECT, Outcome.INCORRECT, Outcome.UNVERIFIABLE]
+
+
+def test_a_function_that_reads_whole_responses_need_not_take_the_bare_answer_but_must_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "whole_checks.py").write_text("def ends(response, answer, fields):\n    return response.endswith(f'so {answer}')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings: dict[str, Any] = {"verifier": "python", "answer_pattern": None}
+    lines = [{"question": "a", "answer": "1"}]
+    assert len(load_task(jsonl(tmp_path / "set.jsonl", lines, verifier_function="whole_checks:ends", **settings)).questions) == 1
+    with pytest.raises(TaskError, match="whole_checks:begins' cannot be imported"):
+        load_task(jsonl(tmp_path / "set.jsonl", lines, verifier_function="whole_checks:begins", **settings))
+
+
+@pytest.mark.parametrize("settings", [{"verifier": "python"}, {"verifier_function": "a:b"}])
+def test_a_function_and_the_python_verifier_belong_together(settings: dict[str, Any]):
+    with pytest.raises(ValueError, match="belong together; give both or neither"):
+        JsonlTaskConfig(kind="jsonl", path=Path("set.jsonl"), **settings)
+
+
 GOOD = {"question": "a", "answer": "1"}
 
 
@@ -174,6 +210,7 @@ GOOD = {"question": "a", "answer": "1"}
         (["", " "], {}, r"holds no questions"),
         ([{"question": "a", "answer": "one"}], {}, r"none of the answers in 'answer' can be verified as numeric, for example 'one'"),
         ([GOOD, GOOD], {"num_questions": 2}, r"has 1 different questions with an answer that can be verified, but num_questions is 2; ask"),
+        ([GOOD], {"solution_field": "work"}, r"line 1 has no field 'work'; found 'question', 'answer'; set task\.solution_field"),
         ([GOOD], {"answer_pattern": "["}, r"answer_pattern '\[' is not a regular expression"),
     ],
 )  # fmt: skip

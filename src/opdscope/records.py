@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever the meaning or layout of a stored column changes."""
 
 
@@ -56,6 +56,8 @@ class Question:
     """The reference answer, as the verifier wants it and as an answer context shows it."""
     metadata: str = "{}"
     """JSON that the verifier may need."""
+    solution: str = ""
+    """A worked solution that comes with the task, as a reference-solution context shows it; empty if there is none."""
 
 
 TAIL = -1
@@ -73,13 +75,19 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 SCHEMAS: Mapping[str, pa.Schema] = {
     # One row per question, in the order of the task.
     "questions": _schema(
-        question_id=pa.string(), text=pa.string(), answer=pa.string(), metadata=pa.string(), prompt=pa.string(), prompt_token_ids=_TOKENS
+        question_id=pa.string(),
+        text=pa.string(),
+        answer=pa.string(),
+        metadata=pa.string(),
+        solution=pa.string(),
+        prompt=pa.string(),
+        prompt_token_ids=_TOKENS,
     ),
     # The student's own responses; token_ids include the end-of-sequence token where it was drawn.
     "rollouts": _schema(
         question_id=pa.string(), rollout_index=pa.int32(), role=pa.string(), token_ids=_TOKENS, text=pa.string(), outcome=pa.string()
     ),
-    # What each teacher is shown; `available` is false where a question has no correct demonstration, and `reason` says so.
+    # What each teacher is shown; `available` is false where a question lacks what it needs, and `reason` says so.
     "contexts": _schema(
         question_id=pa.string(),
         teacher=pa.string(),
@@ -88,7 +96,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         prompt=pa.string(),
         prompt_token_ids=_TOKENS,
         source_question_id=pa.string(),
-        source_rollout_index=pa.int32(),
+        source_rollout_indices=pa.list_(pa.int32()),
     ),
     # Responses by a teacher under its own context: for the accuracy gap only.
     "teacher_rollouts": _schema(

@@ -3,28 +3,26 @@
 from opdscope.config.loading import load_config
 from opdscope.config.paper import PaperConfig
 from opdscope.config.sections import (
-    CONTEXTS,
-    NULL_CONTEXTS,
     RANDOM_LOGITS,
     Config,
     EmbeddedTaskConfig,
     ExactTaskConfig,
     JsonlTaskConfig,
     ModelConfig,
-    PromptFormat,
     ReasoningGymTaskConfig,
     TargetedConfig,
     TaskConfig,
-    TeacherConfig,
     same_entropy_name,
 )
 from opdscope.config.target import TargetConfig
+from opdscope.config.teachers import CONTEXTS, NULL_CONTEXTS, ContextKind, PromptFormat, TeacherConfig
 
 __all__ = [
     "CONTEXTS",
     "NULL_CONTEXTS",
     "RANDOM_LOGITS",
     "Config",
+    "ContextKind",
     "EmbeddedTaskConfig",
     "ExactTaskConfig",
     "JsonlTaskConfig",

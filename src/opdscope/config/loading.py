@@ -19,13 +19,12 @@ from opdscope.config.sections import (
     JsonlTaskConfig,
     ModelConfig,
     NullsConfig,
-    PromptFormat,
     ReasoningGymTaskConfig,
     RolloutsConfig,
     TargetedConfig,
-    TeacherConfig,
 )
 from opdscope.config.target import TargetConfig
+from opdscope.config.teachers import PromptFormat, TeacherConfig
 from opdscope.errors import ConfigError
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -7,14 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from opdscope.config.paper import PaperConfig, fill_preset
 from opdscope.config.target import TargetConfig
+from opdscope.config.teachers import DEMONSTRATED_CONTEXTS, PromptFormat, TeacherConfig
 from opdscope.core.divergences import check_objective
-
-CONTEXTS = ("plain", "answer", "solution", "unrelated_solution")
-"""What a teacher can be shown."""
-
-NULL_CONTEXTS = frozenset({"unrelated_solution"})
-"""Contexts that carry the form of help and nothing about the question: teachers shown one are nulls."""
-
 
 RANDOM_LOGITS = "random logits"
 """Name of the null teacher that pushes at random."""
@@ -40,23 +34,6 @@ class ModelConfig(_Strict):
     """Where the model is."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the probabilities. bfloat16 shifts a token's log-probability by 0.07–0.23 and is treated as noise, not as truth."""
-    revision: str | None = None
-    """Hub revision."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model."""
-
-
-class TeacherConfig(_Strict):
-    """A teacher is a model plus a context; without a model it is the student itself, shown the context."""
-
-    name: str = Field(min_length=1, max_length=60, pattern=r"^[^/\\\x00-\x1f]+$")
-    """How the teacher is called in every table."""
-    teacher_model_name_or_path: str | None = None
-    """The teacher's model; None is the student's own weights (self-distillation)."""
-    privileged_context: Literal["plain", "answer", "solution", "unrelated_solution"] = "plain"
-    """What the teacher is shown besides the question."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the teacher's probabilities."""
     revision: str | None = None
     """Hub revision."""
     trust_remote_code: bool = False
@@ -120,12 +97,25 @@ class JsonlTaskConfig(_Strict):
     """Key of the question's text."""
     answer_field: str = "answer"
     """Key of the answer."""
-    verifier: Literal["exact", "numeric", "math"] = "numeric"
-    """exact: equal after trimming; numeric: equal as numbers; math: math-verify's symbolic comparison."""
+    solution_field: str | None = None
+    """Key of a worked solution, for teachers with `privileged_context: reference_solution`."""
+    verifier: Literal["exact", "numeric", "math", "python"] = "numeric"
+    """exact: equal after trimming; numeric: equal as numbers; math: math-verify's symbolic comparison; python: `verifier_function`."""
+    verifier_function: str | None = None
+    """With `verifier: python`: import path `module:function` of your own function (response, answer, fields) → True, False, or None where it
+    cannot tell. `fields` is the question's line as a dict; the module is looked for on PYTHONPATH and in the working directory."""
     answer_pattern: str | None = DEFAULT_ANSWER_PATTERN
     """Regular expression that finds the final answer (last match, first group that is not empty); None gives the verifier the whole response."""
     num_questions: int | None = Field(default=None, ge=1)
     """Take the first so many; None takes all."""
+
+    @model_validator(mode="after")
+    def _function_of_its_own(self) -> "JsonlTaskConfig":
+        if (self.verifier == "python") != (self.verifier_function is not None):
+            raise ValueError(
+                "verifier: python and verifier_function (an import path module:function) belong together; give both or neither"
+            )
+        return self
 
 
 class ExactTaskConfig(_Strict):
@@ -162,39 +152,6 @@ class ExactTaskConfig(_Strict):
 
 
 TaskConfig = Annotated[EmbeddedTaskConfig | ExactTaskConfig | ReasoningGymTaskConfig | JsonlTaskConfig, Field(discriminator="kind")]
-
-
-class PromptFormat(_Strict):
-    """What the models are told, as text with `{question}`, `{answer}` and `{solution}` filled in by replacement.
-
-    The text becomes the user's turn of the model's own chat template, or the whole prompt where a model has none.
-    """
-
-    system: str | None = None
-    """System turn, if any."""
-    plain: str = "{question}\nThink step by step. Write the final result on the last line as `Answer: <result>`."
-    """The student's prompt, and a plain teacher's."""
-    answer: str = (
-        "{question}\nThe correct result is {answer}.\nThink step by step. Write the final result on the last line as `Answer: <result>`."
-    )
-    """With the bare answer."""
-    solution: str = (
-        "{question}\nHere is a correct solution to this problem:\n\n{solution}\n\n"
-        "Think step by step. Write the final result on the last line as `Answer: <result>`."
-    )
-    """With one correct solution."""
-    unrelated_solution: str = (
-        "{question}\nHere is a correct solution to another problem:\n\n{solution}\n\n"
-        "Think step by step. Write the final result on the last line as `Answer: <result>`."
-    )
-    """With the solution of another question."""
-
-    @field_validator("plain", "answer", "solution", "unrelated_solution")
-    @classmethod
-    def _has_question(cls, text: str) -> str:
-        if "{question}" not in text:
-            raise ValueError("must contain {question}")
-        return text
 
 
 class RolloutsConfig(_Strict):
@@ -331,11 +288,11 @@ class Config(_Strict):
                 f"targeted.temperature is {continuation:g} but rollouts.temperature is {self.rollouts.temperature:g}: continuations must "
                 "be sampled from the same policy whose probabilities are differentiated; remove targeted.temperature"
             )
-        needs = [t.name for t in self.teachers if t.privileged_context in ("solution", "unrelated_solution")]
+        needs = [t.name for t in self.teachers if t.privileged_context in DEMONSTRATED_CONTEXTS]
         if needs and self.rollouts.num_demonstrations == 0:
             raise ValueError(
-                f"teacher {needs[0]!r} is shown a solution, but rollouts.num_demonstrations is 0: "
-                "solutions are taken from demonstrations, which are never measured; set it to 4 or more"
+                f"teacher {needs[0]!r} is shown the student's attempts, but rollouts.num_demonstrations is 0: "
+                "they are taken from demonstrations, which are never measured; set it to 4 or more"
             )
         return self
 

@@ -13,7 +13,7 @@ from opdscope.pipeline.nulls import match_nulls
 from opdscope.pipeline.paper import choose_paper_nodes
 from opdscope.pipeline.rollouts import sample_rollouts, sample_teachers, store_questions
 from opdscope.pipeline.scoring import score_rollouts
-from opdscope.pipeline.teacher_contexts import store_contexts
+from opdscope.pipeline.teacher_contexts import require_contexts, store_contexts
 from opdscope.pipeline.watching import Silent, Watcher
 from opdscope.records import Outcome, Role
 from opdscope.store import Run, start_run
@@ -71,13 +71,14 @@ def _experiment(
 ) -> Generator[Experiment]:
     config = load_config(source, overrides)
     task = load_task(config.task)
+    prompts = config.prompt or task.prompt_format
+    require_contexts(config, task, prompts)
     run = start_run(Path("runs") / config.name if run_dir is None else run_dir, config)
     with run.locked():
         student, teachers = load_models(config)
         run.record_models(describe_models(config, student, teachers))
         engine = config.engine
         with VerifierPool(task.verifier, engine.verifier_workers, engine.verifier_deadline_seconds) as verifiers:
-            prompts = config.prompt or task.prompt_format
             yield Experiment(config, run, task, prompts, student, teachers, verifiers, watcher or Silent())
 
 

@@ -17,6 +17,7 @@ from opdscope.pipeline.diagnosis import ConfigSource
 from opdscope.pipeline.experiment import distinct, load_models
 from opdscope.pipeline.nulls import NullTeacher, RowKey
 from opdscope.pipeline.scores import Array, blocks
+from opdscope.pipeline.teacher_contexts import require_contexts
 from opdscope.records import NullKind
 from opdscope.store import open_run
 from opdscope.tasks import Task, load_task
@@ -97,6 +98,7 @@ def make_plan(config: ConfigSource, *, run_dir: str | Path | None = None, overri
     """
     settings = load_config(config, overrides)
     task = load_task(settings.task)
+    require_contexts(settings, task, settings.prompt or task.prompt_format)
     student, teachers = load_models(settings)
     prompt = _longest_prompt(settings, task, student)
     speeds = _probe(settings, student, teachers, prompt) if measure else None

@@ -15,6 +15,11 @@ EMBEDDED_PROMPT_FORMAT = PromptFormat(
     plain="Q{question}:",
     answer="A{answer} Q{question}:",
     solution="S{solution} Q{question}:",
+    three_solutions=None,
+    solution_and_mistake=None,
+    mistake=None,
+    hint=None,
+    reference_solution="S{solution} Q{question}:",
     unrelated_solution="S{solution} Q{question}:",
 )
 """The prompts that the embedded models were trained on. A solution of another question wears the same tag as one of this question, so a

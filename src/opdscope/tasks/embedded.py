@@ -32,7 +32,9 @@ def load_embedded(config: EmbeddedTaskConfig) -> Task:
     while len(texts) < config.num_questions:
         texts[task.draw_question(rng)] = None
     questions = tuple(
-        Question(question_id=f"{config.kind}-{config.seed}-{index:05d}", text=text, answer=task.answer(text))
+        Question(
+            question_id=f"{config.kind}-{config.seed}-{index:05d}", text=text, answer=task.answer(text), solution=task.worked_solution(text)
+        )
         for index, text in enumerate(texts)
     )
     return Task(questions, VerifierSpec(kind="final_answer"), EMBEDDED_PROMPT_FORMAT)

@@ -32,7 +32,7 @@ def load_jsonl(config: JsonlTaskConfig) -> Task:
         check_installed("math_verify")
     if config.answer_pattern is not None:
         compile_answer_pattern(config.answer_pattern)
-    spec = VerifierSpec(kind=config.verifier, answer_pattern=config.answer_pattern)
+    spec = VerifierSpec(kind=config.verifier, answer_pattern=config.answer_pattern, target=config.verifier_function)
     skipped: Counter[str] = Counter()
     candidates = list(_without_repetitions(_read(config), skipped))
     with VerifierPool(replace(spec, answer_pattern=None)) as pool:
@@ -75,14 +75,13 @@ def _question(config: JsonlTaskConfig, number: int, line: str) -> Question:
         raise TaskError(f"{where} is not JSON: {error}; the file must have one JSON object a line") from error
     if not isinstance(entry, dict):
         raise TaskError(f"{where}: expected a JSON object, found {type(entry).__name__}")
-    text, answer = (_field(entry, key, setting, where) for key, setting in _fields(config))
+    text = _field(entry, config.question_field, "question_field", where)
+    answer = _field(entry, config.answer_field, "answer_field", where)
+    solution = "" if config.solution_field is None else _field(entry, config.solution_field, "solution_field", where)
     if config.verifier == "numeric":
         answer = answer.rpartition("####")[2].strip()
-    return Question(question_id=f"{Path(config.path).stem}-{number:05d}", text=text, answer=answer)
-
-
-def _fields(config: JsonlTaskConfig) -> tuple[tuple[str, str], ...]:
-    return (config.question_field, "question_field"), (config.answer_field, "answer_field")
+    metadata = json.dumps(entry) if config.verifier == "python" else "{}"
+    return Question(f"{Path(config.path).stem}-{number:05d}", text, answer, metadata, solution)
 
 
 def _field(entry: dict[str, Any], key: str, setting: str, where: str) -> str:
@@ -126,8 +125,11 @@ def _verifiable(
 
 
 def _self_check(config: JsonlTaskConfig, pool: VerifierPool) -> Callable[[Sequence[Question]], list[Outcome]]:
-    """Whether each answer verifies against itself; math-verify goes to worker processes, since it can hang."""
-    if config.verifier == "math":
-        return lambda questions: pool.verify([VerifyItem(question.answer, question.answer) for question in questions])
+    """Whether each answer verifies against itself; math-verify and functions of your own go to worker processes, since they can hang."""
+    if config.verifier == "python" and config.answer_pattern is None:
+        # a function that reads whole responses need not take the bare answer for one; but it must be there to be called
+        return lambda questions: [Outcome.CORRECT for _ in pool.verify([VerifyItem(q.answer, q.answer, q.metadata) for q in questions])]
+    if config.verifier in ("math", "python"):
+        return lambda questions: pool.verify([VerifyItem(question.answer, question.answer, question.metadata) for question in questions])
     verify = build_verifier(VerifierSpec(kind=config.verifier))
     return lambda questions: [verify(question.answer, question.answer, question.metadata) for question in questions]

@@ -26,8 +26,8 @@ def expose_rollouts(
 
     Args:
         trainer: TRL's trainer with a teacher in the same process.
-        outcomes: From the decoded completions of a batch to rewards, for SDFT, which has none; SDPO's own rewards are taken. It is called in the order
-            of the batch, prompts of which stand in `trainer.exposed_prompts`.
+        outcomes: From the decoded completions of a batch to rewards, for SDFT, which has none; SDPO's own rewards are taken. The prompts of the
+            batch, in the same order, are in `trainer.exposed_prompts`.
         keep: From the tokens of a batch to 1 or 0: which of them the loss keeps.
 
     Raises:
@@ -37,6 +37,7 @@ def expose_rollouts(
         raise TrainingError(f"expected TRL's SDFTTrainer or SDPOTrainer, found a {type(trainer).__name__}")
     if getattr(trainer, "use_teacher_server", False):
         raise TrainingError("the teacher's logits are on a server; set use_teacher_server=False to watch or mask this run")
+    # SDPO chooses contexts by the outcomes of the group: where a rollout's own outcome decides whether it has one, its gain is biased
     trainer.observers = []
     trainer.exposed_prompts = []
     trainer.has_outcomes = outcomes is not None or hasattr(trainer, "reward_funcs")
@@ -100,9 +101,9 @@ def _outcomes(
         rewards = inputs.get("rewards")
         return torch.full((len(logits.completion_ids),), torch.nan, device=device) if rewards is None else rewards.float()
     masked = zip(logits.completion_ids, inputs["completion_mask"].bool(), strict=True)
-    texts = trainer.processing_class.batch_decode([ids[mask] for ids, mask in masked], skip_special_tokens=True)
     prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
     trainer.exposed_prompts = trainer.processing_class.batch_decode([ids[mask] for ids, mask in prompts], skip_special_tokens=True)
+    texts = trainer.processing_class.batch_decode([ids[mask] for ids, mask in masked], skip_special_tokens=True)
     return torch.tensor([float("nan") if value is None else float(value) for value in outcomes(texts)], device=device)
 
 
