@@ -4,7 +4,9 @@ from opdscope.training.callback import WatchingCallback, watch
 from opdscope.training.distillation import MonitoredDistillationTrainer, self_teacher
 from opdscope.training.probe import ProbeSet
 from opdscope.training.questions import TaskReward, training_rows
+from opdscope.training.recipe import open_recipe, recipe_settings
 from opdscope.training.rules import RulesConfig, load_rules
+from opdscope.training.self_distillation import expose_rollouts
 
 __all__ = [
     "MonitoredDistillationTrainer",
@@ -12,7 +14,10 @@ __all__ = [
     "RulesConfig",
     "TaskReward",
     "WatchingCallback",
+    "expose_rollouts",
     "load_rules",
+    "open_recipe",
+    "recipe_settings",
     "self_teacher",
     "training_rows",
     "watch",
