@@ -155,10 +155,17 @@ def test_an_sdpo_trainer_shows_its_rows_takes_a_mask_and_a_weight(tmp_path: Path
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-    messages = chain_rows(8).map(lambda row: {"prompt": row["prompt"]})
+    wording = {
+        "reprompt_template": "{solution}{feedback} {prompt}",
+        "solution_template": "S{successful_previous_attempt}",
+        "feedback_template": "",
+    }
+    args = SDPOConfig(
+        output_dir=str(tmp_path / "trl"), distillation_mode="full_logits", **{**SHORT, "max_completion_length": 48}, **wording
+    )
     run = SDPOTrainer(
-        model("chain-student-weak"), right_answer, SDPOConfig(output_dir=str(tmp_path / "trl"), distillation_mode="full_logits", **SHORT),
-        messages, processing_class=tokenizer(),
+        model("chain-student-weak"), right_answer, args,
+        chain_rows(8), processing_class=tokenizer(),
     )  # fmt: skip
     kept: list[ScoredRows] = []
     expose_rollouts(run, keep=lambda rows: (kept.append(rows), rows.position >= 2)[1])
@@ -167,6 +174,7 @@ def test_an_sdpo_trainer_shows_its_rows_takes_a_mask_and_a_weight(tmp_path: Path
     run.train()
     assert all(part.is_on for part in callback.parts.values())
     assert len(kept) >= 1
+    assert run.args.distillation_weight < 1.0
     assert callback.monitor.reading().num_rollouts >= 8
 
 
@@ -179,7 +187,10 @@ def test_an_sdft_trainer_is_watched_with_outcomes_of_ones_own(tmp_path: Path, mo
     model("chain-student-weak").save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     data = rows.map(lambda row: {"privileged_context": row["answer"]}).select_columns(["prompt", "privileged_context"])
-    run = SDFTTrainer(str(folder), SDFTConfig(output_dir=str(tmp_path / "trl"), **SHORT), data, processing_class=tokenizer())
+    args = SDFTConfig(
+        output_dir=str(tmp_path / "trl"), teacher_prompt_template="A{privileged_context} {prompt}", distillation_topk=8, **SHORT
+    )
+    run = SDFTTrainer(str(folder), args, data, processing_class=tokenizer())
     expose_rollouts(run, outcomes=lambda texts: [float(text.endswith("0")) for text in texts])
     callback = watch(run, tmp_path / "log", every=1, keep_best=False)
     run.train()
