@@ -256,6 +256,32 @@ def advise(
 
 
 @app.command()
+def watch(
+    log_dir: Annotated[Path, typer.Argument(metavar="RUN", help="What the trainer's callback logs to.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.2, help="Time between two looks.")] = 2.0,
+) -> None:
+    """A training run while it is going on, or afterwards; end with Ctrl-C."""
+    from rich.live import Live
+
+    from opdscope.report import render_training
+    from opdscope.store import open_training_log
+
+    log = open_training_log(log_dir)
+    if once or not Console().is_terminal:
+        _print(render_training(log.tables()))
+        return
+    with Live(render_training(log.tables()), auto_refresh=False, screen=True) as live:
+        try:
+            while True:
+                time.sleep(seconds)
+                live.update(render_training(log.tables()), refresh=True)
+        except KeyboardInterrupt:
+            pass
+    _print(render_training(log.tables()))
+
+
+@app.command()
 def demo(
     model: Annotated[DemoModel, typer.Option(help="embedded: tiny transformers that ship with the package; smollm2: SmolLM2-135M.")] = (
         DemoModel.EMBEDDED
