@@ -61,8 +61,10 @@ def screen_questions(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], Qu
         for i, (question_id, rows) in enumerate(rollouts.items()):
             own = by_question.get(question_id)
             if own is not None:
-                ordered = np.array([own[row["rollout_index"]] for row in rows]).T
-                gains[:, i] = screening_gain(outcomes[question_id], ordered)
+                # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
+                scored = [k for k, row in enumerate(rows) if row["rollout_index"] in own]
+                ordered = np.array([own[rows[k]["rollout_index"]] for k in scored]).T
+                gains[:, i] = screening_gain(outcomes[question_id][scored], ordered)
         divergence = np.array([np.mean(kl[teacher, q]) if (teacher, q) in kl else np.nan for q in rollouts])
         result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
     return result
