@@ -183,11 +183,11 @@ class TargetedConfig(_Strict):
     min_candidate_prob: float = Field(default=0.01, gt=0, lt=1)
     """A token is a candidate if the student or a teacher gives it at least this probability."""
     continuations_per_node: int = Field(default=32, ge=2)
-    """Continuations a node, shared out over its strata; with `target.kind` tokens or map the target decides instead."""
+    """Continuations a node, shared out over its strata; with `target.kind` tokens, map or split the target decides instead."""
     min_continuations: int = Field(default=3, ge=2)
-    """Least continuations of a stratum that is sampled at all; with `target.kind` tokens or map they are the pilot."""
+    """Least continuations of a stratum that is sampled at all; with `target.kind` tokens, map or split they are the pilot."""
     max_continuations: int = Field(default=200, ge=2)
-    """Most continuations of a stratum with `target.kind` tokens or map."""
+    """Most continuations of a stratum with `target.kind` tokens, map or split."""
     min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
     """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
     temperature: float | None = Field(default=None, gt=0)

@@ -276,7 +276,8 @@ def render_plan(plan: "Plan") -> Group:
     table.add_section()
     table.add_row("total", "", f"{plan.expected_tokens:,}", f"{plan.most_tokens:,}", duration(plan.expected_seconds))
     memory = Text(f"Memory: about {plan.memory_bytes / 1e9:.1f} GB ({plan.memory_note}).")
-    return Group(table, memory)
+    target = [Text(f"Cost of the target: {plan.target_source}.")] if plan.target_source else []
+    return Group(table, memory, *target)
 
 
 def duration(seconds: float | None) -> str:

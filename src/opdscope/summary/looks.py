@@ -86,43 +86,58 @@ class Order:
 
 def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     """The order at the last finished look; None before the first one, or where no real teacher is scored."""
-    looks, sizes, objective = screen_looks(tables, config), planned_looks(config), config.objectives[0]
+    looks, sizes = screen_looks(tables, config), planned_looks(config)
     screened = {teacher for teacher, _ in looks[-1]}
     names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in screened]
     if not names:
         return None
-    pairs = list(combinations(range(len(names)), 2))
 
     def columns(screening: Screening) -> Float[np.ndarray, "question test"]:
-        over = [over_null(screening, name, objective, config) for name in names]
-        return np.stack([*over, *(over[a] - over[b] for a, b in pairs)], axis=-1)
+        return order_columns(screening, names, config)
 
-    values = columns(looks[-1])
+    values, size = columns(looks[-1]), sizes[len(looks) - 1]
     width = joint_width(looks, columns, config, "order")
-    means = _means(values)
-    ranked = sorted(range(len(names)), key=lambda i: (np.isnan(means[i]), -means[i]))
-    needed = _needed(ranked, pairs, config.target.top)
-    size = sizes[len(looks) - 1]
-    indifference = config.analysis.smallest_gain
-    decided = settled(means, width * standard_error_at(values, np.zeros(values.shape[1]), 1.0), indifference)
+    state = order_state(values, width, len(names), config)
     halves = [columns(screen_questions(rollouts_between(tables, *ends))) for ends in ((0, size // 2), (size // 2, 2 * (size // 2)))]
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):
         errors = standard_error_at(values, within, later / size)
-        if not np.all(settled(means, width * errors, indifference)[needed]):
+        if not np.all(settled(_means(values), width * errors, config.analysis.smallest_gain)[state.needed]):
             break
         foretold = later
-    label = [(name, "") for name in names] + [(names[a], names[b]) for a, b in pairs]
-    return Order(tuple(names[i] for i in ranked), tuple(label[i] for i in needed if not decided[i]), size, foretold)
+    label = [(name, "") for name in names] + [(names[a], names[b]) for a, b in combinations(range(len(names)), 2)]
+    undecided = tuple(label[i] for i in state.needed if not state.decided[i])
+    return Order(tuple(names[i] for i in state.ranked), undecided, size, foretold)
 
 
-def _needed(ranked: Sequence[int], pairs: Sequence[tuple[int, int]], top: int) -> list[int]:
+def order_columns(screening: Screening, names: Sequence[str], config: Config) -> Float[np.ndarray, "question test"]:
+    """What the order rests on, for the first objective: each teacher's gain over null, then the differences of every two."""
+    over = [over_null(screening, name, config.objectives[0], config) for name in names]
+    return np.stack([*over, *(first - second for first, second in combinations(over, 2))], axis=-1)
+
+
+@dataclass(frozen=True)
+class OrderState:
+    """What one look says about columns of :func:`order_columns`."""
+
+    ranked: list[int]
+    """Teachers by gain over null, undefined ones last."""
+    needed: list[int]
     """Columns on which the order of the top depends: each against its null and against all behind it."""
-    first = ranked[:top]
-    place = {pair: len(ranked) + k for k, pair in enumerate(pairs)}
+    decided: Bool[np.ndarray, "test"]
+    """Columns whose interval excludes zero, or lies within what makes no difference."""
+
+
+def order_state(values: Float[np.ndarray, "question test"], width: float, num_teachers: int, config: Config) -> OrderState:
+    """Order, and which decisions stand, with intervals of `width` standard errors to either side."""
+    means = _means(values)
+    ranked = sorted(range(num_teachers), key=lambda i: (np.isnan(means[i]), -means[i]))
+    first = ranked[: config.target.top]
+    place = {pair: num_teachers + k for k, pair in enumerate(combinations(range(num_teachers), 2))}
     behind = [place[min(a, b), max(a, b)] for k, a in enumerate(first) for b in ranked[k + 1 :]]
-    return [*first, *behind]
+    half = width * standard_error_at(values, np.zeros(values.shape[1]), 1.0)
+    return OrderState(ranked, [*first, *behind], settled(means, half, config.analysis.smallest_gain))
 
 
 def _means(values: Float[np.ndarray, "question test"]) -> Float[np.ndarray, "test"]:

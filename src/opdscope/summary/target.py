@@ -1,5 +1,6 @@
 """What was asked for, whether it was reached, and what it was foretold to cost beside what it did cost."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 from opdscope.config import Config
 from opdscope.records import Role
 from opdscope.summary.looks import order_of
+from opdscope.summary.split import measure_split
 
 
 def summarize_target(tables: Mapping[str, pa.Table], config: Config) -> dict[str, Any]:
@@ -21,6 +23,8 @@ def summarize_target(tables: Mapping[str, pa.Table], config: Config) -> dict[str
     reached, note = None, ""
     if kind == "rank":
         reached, note = _rank(tables, config)
+    elif kind == "split":
+        reached, note = _split(tables, config)
     return {"kind": kind, "reached": reached, "note": note, "cost": _cost(tables)}
 
 
@@ -34,6 +38,26 @@ def _rank(tables: Mapping[str, pa.Table], config: Config) -> tuple[bool, str]:
         return True, f"settled with {drawn}: {', '.join(first)}, against each other, all others and their nulls"
     pairs = [f"{a} against {b or 'its null'}" for a, b in order.undecided]
     return False, f"not settled with {drawn}; open: {', '.join(pairs)}"
+
+
+def _split(tables: Mapping[str, pa.Table], config: Config) -> tuple[bool, str]:
+    splits, wanted = measure_split(tables, config), config.target.width
+    if not splits:
+        return False, "no continuations yet"
+    words: list[str] = []
+    for split in splits:
+        d = split.difference
+        if math.isnan(split.width):
+            words.append(f"{split.teacher} has no two questions with both kinds of paths, or does not push")
+            continue
+        enough = (
+            ""
+            if split.width <= wanted or split.continuations_help
+            else ", more questions or paths would narrow it, more continuations hardly"
+        )
+        words.append(f"{split.teacher} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] (width {split.width:.2f}{enough})")
+    reached = all(split.width <= wanted for split in splits)
+    return reached, f"gain on incorrect minus on correct paths, width {wanted:g} wanted: {'; '.join(words)}"
 
 
 def _cost(tables: Mapping[str, pa.Table]) -> dict[str, Any] | None:
