@@ -26,15 +26,15 @@ RESULTS = ROOT / "bench" / "results" / "economy"
 
 def _nodes() -> list[Section]:
     exacts = {name: nodes.made(name, 6) for name in ("chains", "tree")}
-    return [nodes.economy(exacts, 3), nodes.coverage(exacts, 8)]
+    return [nodes.economy(exacts, 3), nodes.coverage(exacts, 6)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {
-    "stopping": lambda: [ranking.stopping(ranking.populations(), 300)],
-    "ranking": lambda: [ranking.reliability(ranking.populations(), 6, 200)],
+    "stopping": lambda: [ranking.stopping(ranking.populations(), 250)],
+    "ranking": lambda: [ranking.reliability(ranking.populations(), 8, 150)],
     "transformer": lambda: [transformer.gains()],
     "nodes": _nodes,
-    "techniques": lambda: [techniques.screening(24, 800), techniques.continuations(60, 1000)],
+    "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
     "forecasts": lambda: [ranking.forecasts()],
     "allocator": lambda: [allocator.scaling(), allocator.share()],
 }

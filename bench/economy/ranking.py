@@ -14,6 +14,7 @@ from worlds import REAL, TASKS, WORLDS, Population, population
 import opdscope
 from opdscope.config import Config, load_config
 from opdscope.core.aggregation import simultaneous_quantile
+from opdscope.core.controls import cross_fitted_slopes
 from opdscope.core.randomness import generator
 from opdscope.core.stopping import look_sizes, spending_widths
 from opdscope.store import Run
@@ -119,19 +120,25 @@ def reliability(drawn: dict[str, Population], num_questions: int, repetitions: i
     checks: list[tuple[str, bool]] = []
     for name, own in drawn.items():
         truth = own.exact[:, : len(REAL)].mean(axis=0)
-        curve = _screening_curve(own, truth, repetitions)
+        curve, corrected = _screening_curve(own, truth, repetitions)
         for way, (values, tokens) in _protocols(name, num_questions).items():
             source = generator("economy", "reliability", name, way)
             picks = source.integers(len(values), size=(repetitions, num_questions))
             share = _in_order(np.nanmean(values[picks], axis=1), truth)
-            enough = [cost for cost, reached in curve if reached >= share]
-            ratio = tokens / min(enough) if enough else float("nan")
-            rows.append([name, way, f"{tokens:,}", f"{share:.0%}", f"{min(enough, default=0):,}", f"{ratio:,.0f}×"])
+            needed = [_needed(found, share) for found in (curve, corrected)]
+            cells = [
+                cell
+                for cost in needed
+                for cell in ("—" if cost is None else f"{cost:,}", "—" if cost is None else f"{tokens / cost:,.0f}×")
+            ]
+            rows.append([name, way, f"{tokens:,}", f"{share:.0%}", *cells])
             if way.startswith("paper"):
-                checks.append((f"{name}: ≥ 100 times fewer tokens than {way}, at its reliability", bool(ratio >= 100)))
-        best = max(reached for _, reached in curve)
-        cost = min((c for c, reached in curve if reached >= 0.95), default=None)
-        rows.append([name, "screening, for 95 %", "—" if cost is None else f"{cost:,}", f"best {best:.0%}", "", ""])
+                best = min((cost for cost in needed if cost is not None), default=None)
+                checks.append(
+                    (f"{name}: ≥ 100 times fewer tokens than {way}, at its reliability", best is not None and tokens >= 100 * best)
+                )
+        costs = [_needed(found, 0.95) for found in (curve, corrected)]
+        rows.append([name, "(screening, for 95 %)", "", "95%", *(cell for cost in costs for cell in (f"{cost:,}" if cost else "—", ""))])
     text = (
         f"{num_questions} questions under each protocol, run once by the pipeline; its per-question numbers are drawn with replacement, "
         f"{repetitions:,} times. *In order*: all pairs of the six teachers whose exact natural gains differ by at least {FAR:g} have the right sign. "
@@ -139,25 +146,43 @@ def reliability(drawn: dict[str, Population], num_questions: int, repetitions: i
         f"them in order as often. The paper's mean "
         "cosine does not see how hard a teacher pushes: that good, fair and weak teachers push in one direction is all that it says."
     )
-    columns = ["world", "judged by", "tokens", "in order", "tokens of screening", "economy"]
+    columns = ["world", "judged by", "tokens", "in order", "screening", "economy", "with control variates", "economy"]
     return Section("Ranking six teachers: tokens to equal reliability", text, columns, rows, checks)
 
 
-def _screening_curve(own: Population, truth: np.ndarray, repetitions: int) -> list[tuple[int, float]]:
-    """Tokens and reliability of every budget."""
-    found: list[tuple[int, float]] = []
+Curve = list[tuple[int, float]]
+"""Tokens and reliability of every budget."""
+
+
+def _needed(curve: Curve, share: float) -> int | None:
+    """Fewest tokens that put the teachers in order as often."""
+    return min((cost for cost, reached in curve if reached >= share), default=None)
+
+
+def _screening_curve(own: Population, truth: np.ndarray, repetitions: int) -> tuple[Curve, Curve]:
+    """Without and with control variates."""
+    found: tuple[Curve, Curve] = [], []
     for questions in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256):
-        for rollouts in (4, 8, 16, 32):
+        for rollouts in (4, 8, 16):
             source = generator("economy", "curve", questions, rollouts)
-            gains = np.empty((repetitions, len(REAL)))
+            gains = np.empty((2, repetitions, len(REAL)))
             for k in range(repetitions):
                 chosen = source.integers(len(own.outcomes), size=questions)
                 index = source.integers(own.outcomes.shape[1], size=(questions, rollouts))
                 right = np.take_along_axis(own.outcomes[chosen], index, axis=1)
                 push = np.take_along_axis(own.pushes[chosen][:, : len(REAL)], index[:, None], axis=2)
                 centred = right - right.mean(axis=1, keepdims=True)
-                gains[k] = np.mean(np.sum(centred[:, None] * push, axis=2) / (rollouts - 1), axis=0)
-            found.append((questions * rollouts * own.length, _in_order(gains, truth)))
+                gains[0, k] = np.mean(np.sum(centred[:, None] * push, axis=2) / (rollouts - 1), axis=0)
+                # the six teachers inform one another; slopes come from other questions, as in the pipeline
+                fold = np.repeat(np.arange(questions) % 10, rollouts)
+                products = np.take_along_axis(own.products[chosen], index[:, None, None], axis=3)
+                gains[1, k] = gains[0, k]
+                for t in range(len(REAL)):
+                    columns = products[:, :, t].transpose(0, 2, 1).reshape(-1, len(REAL))
+                    slopes = cross_fitted_slopes(columns, (centred * push[:, t]).ravel(), fold)
+                    gains[1, k, t] -= np.mean(np.sum(slopes * columns, axis=1))
+            for curve, estimates in zip(found, gains, strict=True):
+                curve.append((questions * rollouts * own.length, _in_order(estimates, truth)))
     return found
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 from page import Section
-from worlds import NAMES, WORLDS, Question, Rollouts, question, roll_out
+from worlds import NAMES, REAL, WORLDS, Question, Rollouts, question, roll_out
 
+from opdscope.core.controls import cross_fitted_slopes
 from opdscope.core.randomness import generator
 from opdscope.core.values import cross_fitted_values
 from opdscope.models.exact import World
@@ -36,6 +37,9 @@ def screening(num_questions: int, num_rollouts: int) -> Section:
                 owns, drawn, [_exact_values(own, d) for own, d in zip(owns, drawn, strict=True)]
             ),
             "antithetic pairs, leave-one-out baseline": _antithetic(owns, drawn, mirrored),
+            "control variates: log-ratios of all six teachers": _controlled(owns, drawn, np.eye(len(REAL))),
+            "control variate: weak teacher's log-ratio with noise": _controlled(owns, drawn, _NOISY),
+            "control variate: noise alone": _controlled(owns, drawn, np.eye(len(REAL))[-1:]),
         }
         for way, found in ways.items():
             rows.append([name, way, *(f"{base[t] / found[t]:.2f}×" for t in range(len(TEACHERS)))])
@@ -66,6 +70,28 @@ def _antithetic(owns: list[Question], drawn: list[Rollouts], mirrored: list[Roll
         pair = [(d.outcomes - centre) * d.pushes(own)[index].sum(axis=-1) for d in (one, other)]
         found.append(2.0 * np.var((pair[0] + pair[1]) / 2.0, axis=-1))
     return np.mean(found, axis=0)
+
+
+_NOISY = np.array([[name in ("weak", "random") for name in REAL]], dtype=np.float64)
+
+
+def _controlled(owns: list[Question], drawn: list[Rollouts], mix: np.ndarray) -> np.ndarray:
+    """With mixtures of the real teachers' centred log-ratios, control × teacher, as control variates of the leave-one-out estimate."""
+    index = [NAMES.index(name) for name in TEACHERS]
+    pushes = [d.pushes(own)[: len(REAL)] for own, d in zip(owns, drawn, strict=True)]
+    folds = np.concatenate([np.full(len(d.outcomes), k % FOLDS) for k, d in enumerate(drawn)])
+    contributions = [(d.outcomes - d.outcomes.mean()) * push[index].sum(axis=-1) for d, push in zip(drawn, pushes, strict=True)]
+    products = []
+    for push in pushes:
+        controls = np.einsum("cm,mrp->crp", mix, push)
+        products.append(controls.sum(axis=-1)[:, None] * push[index].sum(axis=-1) - np.einsum("crp,trp->ctr", controls, push[index]))
+    found = []
+    for t in range(len(index)):
+        columns = np.concatenate([own[:, t].T for own in products])
+        values = np.concatenate([own[t] for own in contributions])
+        estimates = values - np.sum(cross_fitted_slopes(columns, values, folds) * columns, axis=1)
+        found.append(np.mean([np.var(part) for part in np.split(estimates, len(drawn))]))
+    return np.array(found)
 
 
 def _exact_values(own: Question, drawn: Rollouts) -> np.ndarray:

@@ -108,6 +108,8 @@ class Population:
     """Question × teacher × rollout."""
     exact: np.ndarray
     """Question × teacher: natural gains."""
+    products: np.ndarray
+    """Question × real teacher that informs × real teacher × rollout: products of their signals at different positions, mean zero."""
     length: int
     """Tokens of a response."""
 
@@ -135,8 +137,11 @@ def population(world: World, num_questions: int, num_rollouts: int) -> Populatio
         own = question(world, index)
         length = len(own.student)
         drawn = roll_out(world, own, generator("economy", index).random((num_rollouts, length)))
-        parts.append((drawn.outcomes, drawn.pushes(own).sum(axis=-1), drawn.divergence(own), own.gains))
+        pushes = drawn.pushes(own)
+        sums, real = pushes.sum(axis=-1), pushes[: len(REAL)]
+        products = sums[: len(REAL), None] * sums[None, : len(REAL)] - np.einsum("mrp,trp->mtr", real, real)
+        parts.append((drawn.outcomes, sums, drawn.divergence(own), own.gains, products.astype(np.float32)))
     columns = [np.array(column) for column in zip(*parts, strict=True)]
     known = ~np.isnan(columns[3]).any(axis=1)  # in the tree a node without any range of success leaves one teacher of a question undefined
     columns = [column[known] for column in columns]
-    return Population(columns[0], columns[1], columns[2], columns[3], length)
+    return Population(columns[0], columns[1], columns[2], columns[3], columns[4], length)

@@ -218,6 +218,8 @@ class AnalysisConfig(_Strict):
     """Posterior draws a node."""
     back_up: bool = True
     """Let the later nodes of a path inform the success of its tokens at the earlier ones; no effect under `protocol: paper`."""
+    control_variates: bool = False
+    """Lower the noise of screening gains by the teachers' own log-ratios, without bias; worth as much as they know of the outcome."""
     smallest_gain: float = Field(default=0.05, ge=0)
     """Least gain over null, in success per unit step, that would be of use: a teacher whose interval lies below it does not help."""
 

@@ -37,8 +37,13 @@ def screen_looks(tables: Mapping[str, pa.Table], config: Config) -> list[Screeni
     sizes = planned_looks(config)
     finished = [size for size in sizes if size <= least]
     if len(sizes) == 1 or not finished:
-        return [screen_questions(tables)]
-    return [screen_questions(rollouts_between(tables, 0, size)) for size in finished]
+        return [_screened(tables, config)]
+    return [_screened(rollouts_between(tables, 0, size), config) for size in finished]
+
+
+def _screened(tables: Mapping[str, pa.Table], config: Config) -> Screening:
+    informing = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS] if config.analysis.control_variates else []
+    return screen_questions(tables, informing)
 
 
 def rollouts_between(tables: Mapping[str, pa.Table], start: int, stop: int) -> dict[str, pa.Table]:
@@ -98,7 +103,7 @@ def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     values, size = columns(looks[-1]), sizes[len(looks) - 1]
     width = joint_width(looks, columns, config, "order")
     state = order_state(values, width, len(names), config)
-    halves = [columns(screen_questions(rollouts_between(tables, *ends))) for ends in ((0, size // 2), (size // 2, 2 * (size // 2)))]
+    halves = [columns(_screened(rollouts_between(tables, *ends), config)) for ends in ((0, size // 2), (size // 2, 2 * (size // 2)))]
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):
