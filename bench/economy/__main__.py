@@ -26,12 +26,12 @@ RESULTS = ROOT / "bench" / "results" / "economy"
 
 def _nodes() -> list[Section]:
     exacts = {name: nodes.made(name, 6) for name in ("chains", "tree")}
-    return [nodes.economy(exacts, 3), nodes.coverage(exacts, 6)]
+    return [nodes.economy(exacts, 2), nodes.coverage(exacts, 5)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {
-    "stopping": lambda: [ranking.stopping(ranking.populations(), 250)],
-    "ranking": lambda: [ranking.reliability(ranking.populations(), 8, 150)],
+    "stopping": lambda: [ranking.stopping(ranking.populations(), 150)],
+    "ranking": lambda: [ranking.reliability(ranking.populations(), 6, 100)],
     "transformer": lambda: [transformer.gains()],
     "nodes": _nodes,
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],

@@ -8,6 +8,7 @@ from allocator import CHAIN
 from page import Section
 
 import opdscope
+from opdscope.config import load_config
 
 QUESTIONS = 16
 
@@ -29,13 +30,21 @@ def gains() -> Section:
             function = opdscope.screen if way.startswith("screening") else opdscope.diagnose
             run = function(settings, run_dir=Path(folder) / "run")
             tokens = sum(len(row) for name in ("rollouts", "continuations") for row in run.table(name)["token_ids"].to_pylist())
-            teachers = {t["name"]: t for t in opdscope.summarize(run.tables(), run.config).data["teachers"] if not t["is_null"]}
-        for name, teacher in teachers.items():
-            estimate = teacher["natural_gain"] if way.startswith("screening") else teacher["targeted"]["all"]["natural_gain"]
-            cost = tokens * (10 * estimate["standard_error"] / estimate["value"]) ** 2 if estimate["value"] else float("nan")
-            needed.setdefault(name, {})[way] = cost
-            width = estimate["high"] - estimate["low"]
-            rows.append([name, way, f"{tokens:,}", f"{estimate['value']:+.3f} ± {width / 2:.3f}", f"{cost:,.0f}"])
+            readings = {way: run.config}
+            if way.startswith("screening"):
+                with_controls = {**run.config.model_dump(mode="json"), "analysis": {"control_variates": True}}
+                readings[f"{way}, control variates"] = load_config(with_controls)
+            for reading, settings_read in readings.items():
+                for teacher in opdscope.summarize(run.tables(), settings_read).data["teachers"]:
+                    if not teacher["is_null"]:
+                        estimate = (
+                            teacher["natural_gain"] if reading.startswith("screening") else teacher["targeted"]["all"]["natural_gain"]
+                        )
+                        cost = tokens * (10 * estimate["standard_error"] / estimate["value"]) ** 2
+                        needed.setdefault(teacher["name"], {})[reading] = cost
+                        half = (estimate["high"] - estimate["low"]) / 2
+                        rows.append([teacher["name"], reading, f"{tokens:,}", f"{estimate['value']:+.3f} ± {half:.3f}", f"{cost:,.0f}"])
+    rows.sort(key=lambda row: row[0])
     checks = [
         (
             f"{name}: screening needs fewer tokens than uniform targeted rollouts",
