@@ -42,9 +42,9 @@ bench-truth: $(STAMP)
 bench-mutations: $(STAMP)
 	$(BIN)/python bench/mutations.py
 
-# What a token of continuations buys under each allocation; writes docs/economy.md.
+# What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="nodes techniques" runs some of it.
 bench-economy: $(STAMP)
-	$(BIN)/python bench/economy.py
+	$(BIN)/python bench/economy $(PARTS)
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)

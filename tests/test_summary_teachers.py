@@ -67,24 +67,24 @@ def test_where_no_null_gains_doing_nothing_is_to_beat() -> None:
 )
 def test_the_verdict_follows_from_gain_and_gain_over_null(teacher: QuestionGains, sharpened: float, word: str) -> None:
     known = screening(good=teacher, sharpened=gains(sharpened, 1.0, 1, spread=0.01))
-    assert verdicts(["good"], known, OBJECTIVE, CONFIG) == {"good": word}
+    assert verdicts(["good"], [known], OBJECTIVE, CONFIG) == {"good": word}
 
 
 def test_a_teacher_that_is_its_null_up_to_rounding_is_not_called_helpful() -> None:
     null = gains(0.5, 1.0, 1)
     known = screening(good=QuestionGains(null.natural_gain + 1e-7, null.gain, null.reverse_kl), sharpened=null)
-    assert verdicts(["good"], known, OBJECTIVE, CONFIG) == {"good": "null does as well"}
+    assert verdicts(["good"], [known], OBJECTIVE, CONFIG) == {"good": "null does as well"}
 
 
 def test_pairs_are_compared_on_common_questions_and_together() -> None:
     first, second = gains(0.5, 1.0, 0), gains(0.1, 1.0, 1)
     second.natural_gain[:10] = np.nan
-    (pair,) = compare(["first", "second"], screening(first=first, second=second), CONFIG)
+    (pair,) = compare(["first", "second"], [screening(first=first, second=second)], CONFIG)
     assert pair["decided"]
     assert pair["difference"].num_clusters == 20
     assert pair["difference"].value == pytest.approx(np.mean((first.natural_gain - second.natural_gain)[10:]), rel=1e-12)
     equal = screening(a=gains(0.5, 1.0, 2), b=gains(0.5, 1.0, 3), c=gains(0.5, 1.0, 4))
-    assert not any(found["decided"] for found in compare(["a", "b", "c"], equal, CONFIG))
+    assert not any(found["decided"] for found in compare(["a", "b", "c"], [equal], CONFIG))
 
 
 def test_central_intervals_are_numpys_over_the_draws_that_are_defined() -> None:

@@ -13,7 +13,8 @@ from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_quantile
 from opdscope.core.divergences import signal_scale
 from opdscope.core.randomness import generator
-from opdscope.summary.ranking import over_null, verdict_word
+from opdscope.summary.looks import over_null
+from opdscope.summary.ranking import verdict_word
 from opdscope.summary.teachers import NullGain, QuestionGains, null_of
 
 Criterion = Literal["gain", "gain_per_push"]

@@ -231,6 +231,7 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
         f"Spent: {spent['rollouts']:,} rollouts ({spent['demonstrations']:,} of them demonstrations), {spent['continuations']:,} continuations, "
         f"{spent['teacher_rollouts']:,} teacher rollouts; {spent['generated_tokens']:,} tokens generated, {spent['scored_tokens']:,} scored.",
     ]
+    lines += _target(data["target"])
     if targeted is not None:
         worst = max((value for value in targeted["teacher_mass_outside_candidates"].values() if value is not None), default=None)
         lines.append(
@@ -244,6 +245,17 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
     if data["times"]:
         lines.append("Seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in data["times"].items()) + ".")
     return [Text(line) for line in lines]
+
+
+def _target(target: Mapping[str, Any]) -> list[str]:
+    """What was asked for and what it cost; nothing where every node simply gets its continuations."""
+    cost = target["cost"]
+    lines = [f"Target {target['kind']}: {target['note']}."] if target["note"] else []
+    if cost is not None:
+        lines.append(
+            f"Cost of the target: {cost['foretold_tokens']:,} tokens of {cost['stage']} foretold after the pilot, {cost['spent_tokens']:,} spent."
+        )
+    return lines
 
 
 def render_plan(plan: "Plan") -> Group:
@@ -264,7 +276,8 @@ def render_plan(plan: "Plan") -> Group:
     table.add_section()
     table.add_row("total", "", f"{plan.expected_tokens:,}", f"{plan.most_tokens:,}", duration(plan.expected_seconds))
     memory = Text(f"Memory: about {plan.memory_bytes / 1e9:.1f} GB ({plan.memory_note}).")
-    return Group(table, memory)
+    target = [Text(f"Cost of the target: {plan.target_source}.")] if plan.target_source else []
+    return Group(table, memory, *target)
 
 
 def duration(seconds: float | None) -> str:

@@ -12,17 +12,18 @@ import pyarrow as pa
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
+from opdscope.summary.looks import screen_looks
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
+from opdscope.summary.target import summarize_target
 from opdscope.summary.teachers import (
     QuestionGains,
     gain_per_push,
     measured_rollouts,
     null_of,
     outcome_values,
-    screen_questions,
     summarize_targeted,
 )
 from opdscope.summary.weights import node_weights
@@ -33,7 +34,7 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, settings; and times.
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, target, settings; and times.
 
     Only times may differ between runs of one configuration."""
 
@@ -53,7 +54,8 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     Returns:
         The summary. Teachers are ranked by gain over null for the first objective; what is undefined comes last.
     """
-    screening = screen_questions(tables)
+    looks = screen_looks(tables, config)
+    screening = looks[-1]
     nodes = read_nodes(tables)
     student = _student(tables, config)
     teachers = _teachers(tables, config, screening)
@@ -63,17 +65,18 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
-    ranked = rank(teachers, screening, config)
+    ranked = rank(teachers, looks, config)
     data = {
         "verdict": verdict(ranked, student),
         "student": student,
         "teachers": ranked,
-        "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], screening, config),
+        "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], looks, config),
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": _spent(tables),
+        "target": summarize_target(tables, config),
         "settings": {
             "name": config.name,
             "objective": config.objectives[0],

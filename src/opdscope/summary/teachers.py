@@ -12,6 +12,7 @@ from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
 from opdscope.core.screening import screening_gain, teacher_pushes
 from opdscope.records import Outcome, Role
+from opdscope.summary.controls import Controls, corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
 
 
@@ -42,27 +43,49 @@ def measured_rollouts(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str
     return found
 
 
-def screen_questions(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], QuestionGains]:
-    """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored."""
+def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> dict[tuple[str, str], QuestionGains]:
+    """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored.
+
+    Args:
+        tables: Every table of the run by name.
+        informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+    """
+    controls = Controls(tables, informing) if informing else None
     rollouts = measured_rollouts(tables)
     outcomes = {q: outcome_values(rows) for q, rows in rollouts.items()}
     kl: dict[tuple[str, str], list[float]] = {}
     for row in tables["teacher_positions"].select(["question_id", "teacher", "reverse_kl"]).to_pylist():
         kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(row["reverse_kl"], dtype=np.float64)))
     pushes: dict[tuple[str, str], dict[str, dict[int, tuple[float, float]]]] = {}
+    products: dict[tuple[str, str, str], dict[int, np.ndarray]] = {}
     columns = ["question_id", "rollout_index", "teacher", "objective", "taken_signal", "taken_gradient"]
     for row in tables["scores"].select(columns).to_pylist():
         signal, gradient = teacher_pushes([row["taken_signal"], row["taken_gradient"]])
         per_question = pushes.setdefault((row["teacher"], row["objective"]), {}).setdefault(row["question_id"], {})
         per_question[row["rollout_index"]] = (float(signal), float(gradient))
+        if controls is not None:
+            rollout = row["question_id"], row["rollout_index"]
+            both = [controls.products(rollout, row[name]) for name in ("taken_signal", "taken_gradient")]
+            products.setdefault((row["teacher"], row["objective"], row["question_id"]), {})[row["rollout_index"]] = np.array(both)
     result: dict[tuple[str, str], QuestionGains] = {}
     for (teacher, objective), by_question in pushes.items():
         gains = np.full((2, len(rollouts)), np.nan)
+        contributions: list[tuple[int, np.ndarray, list[int]]] = []
         for i, (question_id, rows) in enumerate(rollouts.items()):
             own = by_question.get(question_id)
             if own is not None:
-                ordered = np.array([own[row["rollout_index"]] for row in rows]).T
-                gains[:, i] = screening_gain(outcomes[question_id], ordered)
+                # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
+                scored = [k for k, row in enumerate(rows) if row["rollout_index"] in own]
+                ordered = np.array([own[rows[k]["rollout_index"]] for k in scored]).T
+                gains[:, i] = screening_gain(outcomes[question_id][scored], ordered)
+                advantages = outcomes[question_id][scored] - np.nanmean(outcomes[question_id][scored])
+                contributions.append((i, advantages * ordered, [rows[k]["rollout_index"] for k in scored]))
+        if controls is not None:
+            questions = list(rollouts)
+            own_products = [np.array([products[teacher, objective, questions[i]][k] for k in kept]) for i, _, kept in contributions]
+            for kind in range(2):
+                found = corrections([values[kind] for _, values, _ in contributions], [own[:, kind] for own in own_products])
+                gains[kind, [i for i, _, _ in contributions]] -= found
         divergence = np.array([np.mean(kl[teacher, q]) if (teacher, q) in kl else np.nan for q in rollouts])
         result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
     return result
