@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
-    from opdscope.pipeline import diagnose, make_plan, screen
+    from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
     from opdscope.summary import Summary, node_scores, summarize
 
 __all__ = [
+    "CheckReport",
     "Config",
     "OpdscopeError",
     "Run",
     "Summary",
+    "check",
     "diagnose",
     "load_config",
     "make_plan",
@@ -28,10 +30,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "CheckReport": "pipeline",
     "Config": "config",
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
+    "check": "pipeline",
     "diagnose": "pipeline",
     "load_config": "config",
     "make_plan": "pipeline",

@@ -1,5 +1,6 @@
 """The command line: thin, with a progress bar and an honest ETA; a user's error is one plain sentence and exit code 2."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -163,6 +164,30 @@ def plan(
     from opdscope.report import render_plan
 
     _print(render_plan(make_plan(config, run_dir=run_dir, overrides=overrides or (), measure=measure)))
+
+
+@app.command()
+def check(
+    config: ConfigArgument,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    probe_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each of the 16 responses that are drawn.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Models, prompts, numbers, verifier and cost, before anything is spent.
+
+    Exit code 0 if nothing fails, 1 if something does, 2 if the configuration cannot be read.
+    """
+    from opdscope.pipeline import check as check_config
+    from opdscope.report import check_data, render_check
+
+    found = check_config(config, run_dir=run_dir, overrides=overrides or (), probe_tokens=probe_tokens)
+    if as_json:
+        sys.stdout.write(json.dumps(check_data(found), indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print(render_check(found))
+    if found.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

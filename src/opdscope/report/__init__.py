@@ -1,7 +1,8 @@
 """A run for people: text for the terminal, and one HTML file."""
 
 from opdscope.report.chain_text import render_chain
+from opdscope.report.check_text import check_data, render_check
 from opdscope.report.text import render_plan, render_summary
 from opdscope.report.writing import read_chain, write_report
 
-__all__ = ["read_chain", "render_chain", "render_plan", "render_summary", "write_report"]
+__all__ = ["check_data", "read_chain", "render_chain", "render_check", "render_plan", "render_summary", "write_report"]
