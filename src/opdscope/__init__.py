@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opdscope.errors import OpdscopeError
     from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
-    from opdscope.summary import Summary, node_scores, summarize
+    from opdscope.summary import Summary, compare_runs, node_scores, summarize
 
 __all__ = [
     "CheckReport",
@@ -20,6 +20,7 @@ __all__ = [
     "Run",
     "Summary",
     "check",
+    "compare_runs",
     "diagnose",
     "load_config",
     "make_plan",
@@ -36,6 +37,7 @@ _HOME = {
     "Run": "store",
     "Summary": "summary",
     "check": "pipeline",
+    "compare_runs": "summary",
     "diagnose": "pipeline",
     "load_config": "config",
     "make_plan": "pipeline",

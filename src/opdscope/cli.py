@@ -214,6 +214,25 @@ def summary(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, the earlier one first.", show_default=False)],
+    objective: Annotated[str | None, typer.Option(help="Objective; default: the first run's first one.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Runs side by side: students, checkpoints or tasks, paired by question where questions match; needs no model."""
+    from opdscope.report import render_comparison
+    from opdscope.store import open_run
+    from opdscope.summary import as_json as to_json
+    from opdscope.summary import compare_runs
+
+    found = compare_runs([open_run(run) for run in runs], objective)
+    if as_json:
+        sys.stdout.write(to_json(found) + "\n")
+    else:
+        _print(render_comparison(found))
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The file; default RUN/report.html.", show_default=False)] = None,
