@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
-    from opdscope.pipeline import diagnose, make_plan, screen
+    from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
-    from opdscope.summary import Summary, node_scores, summarize
+    from opdscope.summary import Summary, compare_runs, node_scores, summarize
 
 __all__ = [
+    "CheckReport",
     "Config",
     "OpdscopeError",
     "Run",
     "Summary",
+    "check",
+    "compare_runs",
     "diagnose",
     "load_config",
     "make_plan",
@@ -28,10 +31,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "CheckReport": "pipeline",
     "Config": "config",
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
+    "check": "pipeline",
+    "compare_runs": "summary",
     "diagnose": "pipeline",
     "load_config": "config",
     "make_plan": "pipeline",

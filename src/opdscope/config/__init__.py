@@ -1,5 +1,6 @@
 """One YAML file describes one diagnosis."""
 
+from opdscope.config.differences import differences
 from opdscope.config.loading import load_config
 from opdscope.config.paper import PaperConfig
 from opdscope.config.sections import (
@@ -34,6 +35,7 @@ __all__ = [
     "TargetedConfig",
     "TaskConfig",
     "TeacherConfig",
+    "differences",
     "load_config",
     "same_entropy_name",
 ]

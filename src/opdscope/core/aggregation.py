@@ -169,7 +169,11 @@ def bounded_estimate(value: Estimate, lowest: Estimate, highest: Estimate) -> Es
 
 
 def simultaneous_quantile(
-    values: Float[np.ndarray, "cluster test"], confidence: float, generator: np.random.Generator, num_draws: int = 10_000
+    values: Float[np.ndarray, "cluster test"],
+    confidence: float,
+    generator: np.random.Generator,
+    num_draws: int = 10_000,
+    freedom: float | None = None,
 ) -> float:
     r"""How many standard errors each of several means must be wide, so that all their intervals hold together.
 
@@ -178,6 +182,7 @@ def simultaneous_quantile(
         confidence: Chance that every interval holds its truth, in (0, 1).
         generator: Source of randomness.
         num_draws: Draws that the quantile is taken from.
+        freedom: Degrees of freedom; None takes the fewest questions of any mean, less one.
 
     Returns:
         Half-width in standard errors, between the single interval's and Bonferroni's; NaN if some mean has fewer than two questions.
@@ -206,7 +211,7 @@ def simultaneous_quantile(
     correlation = (residuals.T @ residuals) / np.where(size > 0, size, 1.0) / np.where(size > 0, size, 1.0)[:, None]
     eigenvalues, vectors = np.linalg.eigh(correlation)
     normal = generator.standard_normal((num_draws, len(counts))) @ (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))).T
-    freedom = int(counts.min()) - 1
+    freedom = int(counts.min()) - 1 if freedom is None else freedom
     student = normal / np.sqrt(generator.chisquare(freedom, size=(num_draws, 1)) / freedom)
     return float(np.quantile(np.max(np.abs(student), axis=1), confidence))
 

@@ -103,16 +103,22 @@ def make_plan(config: ConfigSource, *, run_dir: str | Path | None = None, overri
     settings = load_config(config, overrides)
     task = load_task(settings.task)
     require_contexts(settings, task, settings.prompt or task.prompt_format)
-    student, teachers = load_models(settings)
-    prompt = _longest_prompt(settings, task, student)
-    speeds = _probe(settings, student, teachers, prompt) if measure else None
-    pilot = _pilot(settings, Path("runs") / settings.name if run_dir is None else Path(run_dir))
-    length, source = _expected_length(settings, pilot)
-    foretold = None if pilot is None else _foretold(settings, pilot)
-    memory, note = _memory(settings, student, teachers, len(prompt))
-    stages = tuple(_stages(settings, len(task.questions), length, speeds, foretold))
+    return plan_with(settings, task, *load_models(settings), run_dir=run_dir, measure=measure)
+
+
+def plan_with(
+    config: Config, task: Task, student: Model, teachers: dict[str, Model], *, run_dir: str | Path | None = None, measure: bool = True
+) -> Plan:
+    """As :func:`make_plan`, with questions and models that are loaded already."""
+    prompt = _longest_prompt(config, task, student)
+    speeds = _probe(config, student, teachers, prompt) if measure else None
+    pilot = _pilot(config, Path("runs") / config.name if run_dir is None else Path(run_dir))
+    length, source = _expected_length(config, pilot)
+    foretold = None if pilot is None else _foretold(config, pilot)
+    memory, note = _memory(config, student, teachers, len(prompt))
+    stages = tuple(_stages(config, len(task.questions), length, speeds, foretold))
     how = f"a probe of {_PROBE_ROWS} × {_PROBE_TOKENS} tokens on this machine" if measure else "not measured"
-    return Plan(stages, memory, note, source, how, _target_source(settings, pilot, foretold))
+    return Plan(stages, memory, note, source, how, _target_source(config, pilot, foretold))
 
 
 def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds | None, foretold: float | None) -> list[PlannedStage]:

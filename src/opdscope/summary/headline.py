@@ -1,9 +1,7 @@
 """The summary of a run: teachers ranked by gain over null, and everything that must stand beside a result."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.looks import screen_looks
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
+from opdscope.summary.plain import as_json, plain
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
 from opdscope.summary.target import summarize_target
@@ -40,7 +39,7 @@ class Summary:
 
     def to_json(self) -> str:
         """The data as JSON text, keys in a fixed order."""
-        return json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False)
+        return as_json(self.data)
 
 
 def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Mapping[str, Any]] = ()) -> Summary:
@@ -220,18 +219,3 @@ def _times(times: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for entry in times:
         seconds[entry["stage"]] = round(seconds.get(entry["stage"], 0.0) + entry["seconds"], 3)
     return seconds
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON data: dataclasses as mappings, numpy numbers as Python's, and what is not finite as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

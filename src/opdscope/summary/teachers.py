@@ -132,8 +132,17 @@ def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, ob
 
 def gain_per_push(gains: QuestionGains, confidence: float) -> Estimate:
     """Natural gain over √KL of a response: what predicts where updates have a normalised size."""
-    sums = np.stack([gains.natural_gain, gains.reverse_kl, np.where(np.isnan(gains.natural_gain), np.nan, 1.0)], axis=-1)
-    return clustered_statistic(sums, lambda s: float(s[0] / s[2] / np.sqrt(s[1] / s[2])) if s[1] > 0 else float("nan"), confidence)
+    return clustered_statistic(push_sums(gains), per_push, confidence)
+
+
+def push_sums(gains: QuestionGains) -> Float[np.ndarray, "question 3"]:
+    """Natural gain, KL and one for each question; NaN where the gain is undefined."""
+    return np.stack([gains.natural_gain, gains.reverse_kl, np.where(np.isnan(gains.natural_gain), np.nan, 1.0)], axis=-1)
+
+
+def per_push(sums: Float[np.ndarray, "3"]) -> float:
+    """From totals of :func:`push_sums` to mean gain over the root of the mean KL."""
+    return float(sums[0] / sums[2] / np.sqrt(sums[1] / sums[2])) if sums[1] > 0 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -177,44 +186,76 @@ def summarize_targeted(
         paths: `all`, `correct` or `incorrect`: the outcome of the path that a node lies on. The numbers themselves come from fresh continuations.
         config: Confidence.
     """
+    shares = path_shares(measures, nodes, paths)
+    score, gains, level = measures.score[:, 0], measures.gain[:, 0], config.analysis.confidence
+    ideal, advantage = posterior.ideal_squared_norm[measures.index], measures.advantage[:, 0]
+    return Targeted(
+        natural_gain=clustered_mean(shares.totals(measures.natural_gain[:, 0]), level),
+        gain_over_null=clustered_mean(shares.totals(measures.natural_gain[:, 0] - null), level),
+        gain=clustered_mean(shares.totals(gains), level),
+        advantage=clustered_statistic(_defined_sums(shares, advantage), ratio, level),
+        mean_score=_mean_score(shares, measures, posterior, level),
+        pooled_alignment=pooled_cosine(shares.sums(gains, ideal, measures.gradient_squared_norm), level),
+        num_nodes=int(shares.chosen.sum()),
+        num_undefined=int(np.isnan(score[shares.chosen]).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class PathShares:
+    """How a teacher's nodes on one class of paths add up to one response of each question."""
+
+    chosen: np.ndarray
+    """Boolean per node: on a path of the class."""
+    clusters: dict[str, np.ndarray]
+    """Places of the chosen nodes by question."""
+    weight: Float[np.ndarray, "node"]
+    """Inverse inclusion probability."""
+    size: dict[str, float]
+    """Weight of a question's paths."""
+
+    def totals(self, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question"]:
+        """Sum over a response of a question; NaN where a value is."""
+        return np.array([np.sum(self.weight[i] * values[i]) / self.size[q] for q, i in self.clusters.items()])
+
+    def sums(self, *columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
+        """The same for several columns, with undefined nodes left out."""
+        stacked = np.stack(columns, axis=-1)
+        found = [np.nansum(self.weight[i, None] * stacked[i], axis=0) / self.size[q] for q, i in self.clusters.items()]
+        return np.array(found).reshape(-1, len(columns))
+
+
+def path_shares(measures: NodeMeasures, nodes: NodeArrays, paths: str) -> PathShares:
+    """The weights of a teacher's nodes on `all`, `correct` or `incorrect` paths."""
     rows = [nodes.rows[i] for i in measures.index]
     chosen = np.array([paths == "all" or row["path_outcome"] == paths for row in rows], dtype=bool)
-    ideal = posterior.ideal_squared_norm[measures.index]
-    differs = posterior.differs[measures.index]
     path_weight = np.array([1.0 / row["path_inclusion"] for row in rows])
     weight = path_weight / np.array([row["inclusion"] for row in rows])
     clusters = _clusters(rows, chosen)
     per_path = {key: path_weight[index[0]] for key, index in _paths(rows, chosen).items()}
-    size = {q: sum(w for (question, _), w in per_path.items() if question == q) for q in clusters}
-    level = config.analysis.confidence
+    size = {q: float(sum(w for (question, _), w in per_path.items() if question == q)) for q in clusters}
+    return PathShares(chosen, clusters, weight, size)
 
-    def total(values: Float[np.ndarray, "node"]) -> Estimate:
-        return clustered_mean(np.array([np.sum(weight[i] * values[i]) / size[q] for q, i in clusters.items()]), level)
 
-    def sums(*columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
-        stacked = np.stack(columns, axis=-1)
-        found = [np.nansum(weight[i, None] * stacked[i], axis=0) / size[q] for q, i in clusters.items()]
-        return np.array(found).reshape(-1, len(columns))
+def score_sums(shares: PathShares, measures: NodeMeasures, posterior: Posterior) -> Float[np.ndarray, "question 2"]:
+    """Sum of cosines and of weights of each question: their ratio is the mean score."""
+    score = measures.score[:, 0]
+    return _defined_sums(shares, posterior.differs[measures.index] * score)
 
-    def mean(values: Float[np.ndarray, "node"]) -> Estimate:
-        return clustered_statistic(sums(values, np.where(np.isnan(values), np.nan, 1.0)), ratio, level)
 
-    score, advantage, gains = measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0]
+def _mean_score(shares: PathShares, measures: NodeMeasures, posterior: Posterior, level: float) -> Estimate:
+    differs = posterior.differs[measures.index]
     # a cosine is in its node's interval, or nothing differs and it counts as zero
-    low, high = (
+    ends = (
         np.minimum(measures.score[:, 1], differs * measures.score[:, 1]),
         np.maximum(measures.score[:, 2], differs * measures.score[:, 2]),
     )
-    return Targeted(
-        natural_gain=total(measures.natural_gain[:, 0]),
-        gain_over_null=total(measures.natural_gain[:, 0] - null),
-        gain=total(gains),
-        advantage=mean(advantage),
-        mean_score=bounded_estimate(mean(differs * score), mean(low), mean(high)),
-        pooled_alignment=pooled_cosine(sums(gains, ideal, measures.gradient_squared_norm), level),
-        num_nodes=int(chosen.sum()),
-        num_undefined=int(np.isnan(score[chosen]).sum()),
-    )
+    columns = score_sums(shares, measures, posterior), *(_defined_sums(shares, end) for end in ends)
+    return bounded_estimate(*(clustered_statistic(sums, ratio, level) for sums in columns))
+
+
+def _defined_sums(shares: PathShares, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question 2"]:
+    return shares.sums(values, np.where(np.isnan(values), np.nan, 1.0))
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]], chosen: np.ndarray) -> dict[str, np.ndarray]:
