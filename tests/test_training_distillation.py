@@ -32,6 +32,7 @@ def request(**changes: Any) -> LossRequest:
         "completion_ids": torch.randint(VOCAB, (ROWS, LENGTH), generator=generator),
         "outcomes": torch.tensor([1.0, 0.0, float("nan")]),
         "questions": torch.arange(ROWS),
+        "has_context": torch.ones(ROWS, dtype=torch.bool),
         "row_weights": torch.ones(ROWS),
         "token_weights": None,
         "observers": (),

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
 from opdscope.errors import TrainingError
+from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.loss import LossRequest, Observer, TokenWeights, beta_of, check_kernel, objective_of, weighted_divergence_loss
 
 _trl: Any = distillation_trainer
@@ -85,7 +85,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             raise TrainingError(
                 "the teacher is the student's own object; pass self_teacher(model, live=True or False) as teacher_model instead"
             )
-        self.add_callback(_LearningRateFactor(self))
+        self.add_callback(LearningRateFactor(self, self))
         self.context = context
         self.distillation_weight = distillation_weight
         if objective is not None:
@@ -111,6 +111,11 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         if name != PLAIN and name not in self._teacher_prompts:
             raise TrainingError(f"there is no context {name!r}; those there are: {', '.join([PLAIN, *self._teacher_prompts])}")
         self._context = name
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether responses are verified."""
+        return self._reward_func is not None
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -173,16 +178,16 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         return [float("nan") if reward is None else float(reward) for reward in rewards]
 
     def _teacher_rows(self, inputs: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
-        """The teacher's prompts, padded on the left, and weight 0 for rows that have none; nothing while the context is plain."""
+        """The teacher's prompts, padded on the left, and which rows have none; nothing more while the context is plain."""
         if self._context == PLAIN:
-            return {"row_weights": torch.ones(len(inputs), device=device)}
+            return {"has_context": torch.ones(len(inputs), dtype=torch.bool, device=device)}
         own = self._teacher_prompts[self._context]
         found = [row[own] if isinstance(own, str) else own(row) for row in inputs]
         shown = [row["prompt"] if prompt is None else prompt for row, prompt in zip(inputs, found, strict=True)]
         tokens = [torch.tensor(ids) for ids in self._tokenize_prompts(shown)[0]]
         padded = partial(pad, padding_side="left", pad_to_multiple_of=self.pad_to_multiple_of)
         return {
-            "row_weights": torch.tensor([float(prompt is not None) for prompt in found], device=device),
+            "has_context": torch.tensor([prompt is not None for prompt in found], device=device),
             "teacher_prompt_ids": padded(tokens, padding_value=self._tokenizer.pad_token_id).to(device),
             "teacher_prompt_mask": padded([torch.ones_like(ids) for ids in tokens], padding_value=0).to(device),
         }
@@ -194,7 +199,8 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             completion_ids=inputs["completion_ids"],
             outcomes=inputs["outcomes"],
             questions=inputs["questions"],
-            row_weights=inputs["row_weights"] * self._weights_by_outcome(inputs["outcomes"]),
+            has_context=inputs["has_context"],
+            row_weights=self._weights_by_outcome(inputs["outcomes"]),
             token_weights=self._token_weights,
             observers=tuple(self.observers),
             teacher_temperature=self.teacher_temperature,
@@ -219,24 +225,6 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             input_ids = torch.cat([request["teacher_prompt_ids"], request["completion_ids"]], dim=1)
             attention_mask = torch.cat([request["teacher_prompt_mask"], request["completion_mask"]], dim=1)
         return super()._get_last_hidden_state(unwrapped_model, input_ids, attention_mask, logits_to_keep, **multimodal)
-
-
-class _LearningRateFactor(TrainerCallback):
-    """Multiplies the learning rate by the distillation weight for the time of each optimizer step, whatever the scheduler."""
-
-    def __init__(self, trainer: MonitoredDistillationTrainer) -> None:
-        self._trainer = trainer
-        self._rates: list[Any] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        groups = self._trainer.optimizer.param_groups
-        self._rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] = group["lr"] * self._trainer.distillation_weight
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for group, rate in zip(self._trainer.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
 
 
 def self_teacher(model: Any, *, live: bool) -> Any:

@@ -37,8 +37,12 @@ class ScoredRows:
     """Divergence of the objective in nats, before weights, [token]."""
     signal: torch.Tensor
     """Signal of the objective at the taken token minus its mean under the student, [token]; see METHOD of screening."""
+    reverse_kl: torch.Tensor
+    """KL(student ‖ teacher) in nats: exact while the objective is reverse KL, else its unbiased estimate from the taken token, [token]."""
     outcomes: torch.Tensor
     """Reward of each response; 1 right, 0 wrong, NaN unknown or no reward function, [row]."""
+    has_context: torch.Tensor
+    """False where the teacher has no context for the question, so that the row has weight 0, [row]."""
     questions: torch.Tensor
     """Number of each response's question, from :func:`opdscope.training.distillation.question_number`, [row]."""
     num_rows: int
@@ -110,8 +114,10 @@ class LossRequest:
     """[row]."""
     questions: torch.Tensor
     """[row]."""
+    has_context: torch.Tensor
+    """False where the teacher has no context for the question: the row gets weight 0, [row]."""
     row_weights: torch.Tensor
-    """Weight of whole responses, [row]: 0 where the teacher has no context for the question."""
+    """Weight of whole responses, [row]."""
     token_weights: TokenWeights | None
     """Further weights."""
     observers: tuple[Observer, ...]
@@ -234,14 +240,16 @@ def _scored(
         entropy=entropy.detach(),
         divergence=divergence.detach(),
         signal=centred_signal(other - own, aux, beta),
+        reverse_kl=aux if beta == 1.0 else own - other,
         outcomes=request.outcomes,
+        has_context=request.has_context,
         questions=request.questions,
         num_rows=num_rows,
     )
 
 
 def _weights(request: LossRequest, rows: ScoredRows) -> torch.Tensor:
-    weights = request.row_weights.to(rows.divergence)[rows.row]
+    weights = (request.row_weights * request.has_context).to(rows.divergence)[rows.row]
     if request.token_weights is None:
         return weights
     own = request.token_weights(rows).to(weights)
