@@ -29,11 +29,13 @@ def ordered(configurations: Sequence[Configuration]) -> list[Configuration]:
 
 def run_grid(records: Records, models: Path, go_on: Callable[[], bool], further: bool = False) -> None:
     """Train what has no record yet, seed by seed, until `go_on` says no."""
+    first, second, *rest = (*SEEDS,)
+    # the small step size gets its seeds before the large one gets its second
+    order = [(first, size) for size in STEP_SIZES] + [(seed, size) for size in STEP_SIZES for seed in (second, *rest)]
     plan = [
-        (configuration, size, rate, seed)
-        for seed in SEEDS
+        (configuration, size, STEP_SIZES[size], seed)
+        for seed, size in order
         for configuration in ordered(FURTHER if further else CONFIGURATIONS)
-        for size, rate in STEP_SIZES.items()
     ]
     if further:
         plan = [(configuration, EXCESSIVE, EXCESSIVE_RATE, SEEDS[0]) for configuration in ordered(TOO_FAST)] + plan

@@ -12,6 +12,7 @@ from run_records import Records
 PREDICTIONS = (
     "targeted gain", "targeted gain / √KL", "targeted pooled alignment", "screening gain", "screening gain / √KL",
     "screening pooled alignment",
+    "targeted advantage",
 )  # fmt: skip
 """What opdscope says."""
 RIVALS = (

@@ -167,10 +167,16 @@ class Predictor:
             )
         }  # fmt: skip
         measures = self._measures[teacher, configuration.objective]
-        targeted, targeted_gain = (
-            _targeted(measures, self._nodes, tokens, values[:, 0], configuration) for values in (measures.natural_gain, measures.gain)
+        targeted, targeted_gain, advantage = (
+            _targeted(measures, self._nodes, tokens, values[:, 0], configuration)
+            for values in (measures.natural_gain, measures.gain, measures.advantage)
         )
-        found: dict[str, float] = {"root_kl": size["kl"], "push": size["logits"]}
+        found: dict[str, float] = {
+            "root_kl": size["kl"],
+            "push": size["logits"],
+            "targeted advantage": float(np.nanmean(advantage)),
+            "targeted advantage error": clustered_mean(advantage, 0.9).standard_error,
+        }
         for name, own, euclidean in (("screening", natural, gain), ("targeted", targeted, targeted_gain)):
             estimate = clustered_mean(own, 0.9)
             found |= {

@@ -11,7 +11,6 @@ import numpy as np
 from configurations import BATCH_SIZE, HELD_OUT_QUESTIONS, STUDENTS, Configuration
 from datasets import Dataset
 from held_out import held_out_questions, success_of, success_of_files
-from opdscope.training.callback import watch
 from prediction import diagnosis
 from record_names import CURRICULUM, LEAST_FIRST, MOST_FIRST, RULES, SHUFFLED, WEIGHTS
 from run_records import Records
@@ -20,9 +19,11 @@ from special_teachers import tokenizer_of
 from transformers import TrainerCallback
 
 import opdscope
+from opdscope.store import TrainingLog
 from opdscope.summary.teachers import screen_questions
+from opdscope.training.callback import watch
 
-_RATE = 3e-4
+_RATE, _WARM_UP = 1e-4, {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4}
 _EVERY, _HALF_LIFE = 2, 4.0
 STOP_RULES: Mapping[str, Any] = {
     "every": _EVERY,
@@ -44,7 +45,7 @@ DYNAMIC_RULES: Mapping[str, Any] = {
     ],
 }  # fmt: skip
 """Halve the weight each time the gain is surely not above the null's."""
-FIXED_WEIGHTS = (0.3, 1.0, 2.0)
+FIXED_WEIGHTS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ def _arms() -> list[Arm]:
     weak, strong = "chain weak", "chain strong"
     false = Configuration(weak, "wrong rule")
     arms = [
-        Arm(RULES, "collapse: teacher that flattens", Configuration(strong, "flattened"), 24, 1.0, STOP_RULES, traced=True),
-        Arm(RULES, "collapse: false rule, forward KL", Configuration(strong, "wrong rule", "forward_kl"), 24, 1.0, STOP_RULES, traced=True),
-        Arm(RULES, "collapse: false rule, helps at first", Configuration(weak, "wrong rule"), 48, 1.0, STOP_RULES, traced=True),
-        Arm(RULES, "collapse: weight 5 times too high", Configuration(strong, "strong"), 24, 5.0, STOP_RULES, traced=True),
+        Arm(RULES, "collapse: teacher that flattens", Configuration(strong, "flattened"), 24, 2.0, STOP_RULES, traced=True),
+        Arm(RULES, "collapse: false rule, forward KL", Configuration(strong, "wrong rule", "forward_kl"), 24, 2.0, STOP_RULES, traced=True),
+        Arm(RULES, "collapse: false rule, helps at first", Configuration(weak, "wrong rule"), 40, 2.0, STOP_RULES, traced=True),
+        Arm(RULES, "collapse: weight 10 times too high", Configuration(strong, "strong"), 24, 10.0, STOP_RULES, traced=True),
     ]
     healthy = [(weak, name) for name in ("strong", "peer", "self + solution", "self + answer", "sharpened")]
     healthy += [(strong, name) for name in ("strong", "self + solution")]
     arms += [Arm(RULES, "healthy", Configuration(*pair), 24, 1.0, STOP_RULES) for pair in healthy]
-    arms += [Arm(WEIGHTS, f"fixed {weight:g}", false, 48, weight) for weight in FIXED_WEIGHTS]
-    arms += [Arm(WEIGHTS, "dynamic from 1", false, 48, 1.0, DYNAMIC_RULES), Arm(WEIGHTS, "dynamic from 2", false, 48, 2.0, DYNAMIC_RULES)]
+    arms += [Arm(WEIGHTS, f"fixed {weight:g}", false, 40, weight) for weight in FIXED_WEIGHTS]
+    arms += [Arm(WEIGHTS, "dynamic from 1", false, 40, 1.0, DYNAMIC_RULES), Arm(WEIGHTS, "dynamic from 2", false, 40, 2.0, DYNAMIC_RULES)]
     useful = Configuration(weak, "strong")
     arms += [Arm(CURRICULUM, order, useful, 24, order=order, seeds=(0, 1, 2, 3)) for order in (SHUFFLED, LEAST_FIRST, MOST_FIRST)]
     return arms
@@ -132,7 +133,7 @@ def run_arm(arm: Arm, seed: int, models: Path) -> dict[str, Any]:
     """Train one arm. In the study of rules they only report, so that what they would have prevented can be seen."""
     with tempfile.TemporaryDirectory() as folder:
         rows = ordered_rows(arm, models) if arm.order else None
-        settings = {"shuffle_dataset": False} if arm.order else {}
+        settings = {**_WARM_UP, **({"shuffle_dataset": False} if arm.order else {})}
         trainer = build_trainer(
             arm.configuration, _RATE, seed, models, folder, steps=arm.steps, rows=rows, settings=settings, distillation_weight=arm.weight
         )
@@ -144,17 +145,15 @@ def run_arm(arm: Arm, seed: int, models: Path) -> dict[str, Any]:
             rules = {**arm.rules, "dry": arm.study == RULES}
             callback = watch(trainer, Path(folder) / "log", rules=rules, half_life=_HALF_LIFE, keep_best=False)
         trainer.train()
-        actions = [] if callback is None else list(_actions(Path(folder) / "log"))
+        actions = [] if callback is None else list(_actions(callback.recorder.log))
         share = None if callback is None else callback.monitor.share
     change = realised(STUDENTS[arm.configuration.student], trainer.model, seed)
     return {**change, "steps": arm.steps, "trace": trace.points, "actions": actions, "monitor_share": share}
 
 
-def _actions(log: Path) -> Iterator[dict[str, Any]]:
+def _actions(log: TrainingLog) -> Iterator[dict[str, Any]]:
     """What the rules did or would have done."""
-    from opdscope.store import open_run
-
-    for row in open_run(log).table("training_actions").to_pylist():
+    for row in log.table("training_actions").to_pylist():
         yield {name: row[name] for name in ("step", "rule", "action", "after")}
 
 

@@ -21,7 +21,7 @@ def study_sections(records: Records) -> list[Section]:
 _TEXTS = {
     WEIGHTS: (
         "Dynamic weight against fixed ones",
-        "A teacher that knows one false rule, 48 steps. The weight is a factor of the learning rate; the dynamic one is halved by a rule of the "
+        "A teacher that knows one false rule, 40 steps. The weight is a factor of the learning rate; the dynamic one is halved by a rule of the "
         "live monitor whenever the gain is surely not above its null's. The difference is to the best fixed weight, paired by seed; the best is "
         "chosen by hindsight, which favours it.",
     ),
