@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity setup models clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ bench-mutations: $(STAMP)
 # What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="nodes techniques" runs some of it.
 bench-economy: $(STAMP)
 	$(BIN)/python bench/economy $(PARTS)
+
+# Short real trainings in many configurations, beside what was predicted of them; writes docs/validity.md. Hours; goes on where it was killed.
+bench-validity: $(STAMP)
+	$(BIN)/python bench/validity
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)
