@@ -54,6 +54,9 @@ def test_a_ruined_run_has_a_summary_a_chain_and_a_report(ruined: dict[str, Run],
         shown += [render_chain(view, teacher, 0.9) for teacher in range(len(view["teachers"]))]
     assert not {c for c in printed(*shown) if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c != "\n"}
     assert "NaN" not in summary.to_json()
+    assert summary.data["verdict"]["kind"] == (
+        "undefined" if ruin.startswith("nan") else "helps" if ruin == "no nodes" else "nothing to measure"
+    )
     assert reports[ruin].stat().st_size < 3e6
 
 

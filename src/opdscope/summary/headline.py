@@ -11,6 +11,7 @@ from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.looks import screen_looks
+from opdscope.summary.needed import needed_to_settle, verdict_with_needed
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.plain import as_json, plain
@@ -65,8 +66,10 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         targeted = _health(nodes, measures)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
     ranked = rank(teachers, looks, config)
+    spent = _spent(tables)
+    needed = needed_to_settle(ranked, config.analysis.smallest_gain, config.analysis.confidence, spent["rollout_tokens"])
     data = {
-        "verdict": verdict(ranked, student),
+        "verdict": verdict_with_needed(verdict(ranked, student), needed),
         "student": student,
         "teachers": ranked,
         "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], looks, config),
@@ -74,7 +77,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "targeted": targeted,
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
-        "spent": _spent(tables),
+        "spent": spent,
         "target": summarize_target(tables, config),
         "settings": {
             "name": config.name,
@@ -208,6 +211,7 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, int]:
         "demonstrations": len(lengths) - len(measured),
         "teacher_rollouts": len(teachers),
         "continuations": len(continuations),
+        "rollout_tokens": sum(lengths),
         "generated_tokens": sum(lengths) + sum(continuations) + sum(teachers),
         "scored_tokens": sum(measured) + scored,
         "tail_strata": sum(row["token_id"] == TAIL for row in tables["strata"].select(["token_id"]).to_pylist()),

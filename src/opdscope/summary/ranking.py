@@ -112,6 +112,9 @@ def verdict(ranked: Sequence[Mapping[str, Any]], student: Mapping[str, Any]) -> 
         text = f"There is nothing to measure: all {right + wrong} verified rollouts are {kind}. Choose {remedy} questions."
         return {"kind": "nothing to measure", "text": text}
     real = [teacher for teacher in ranked if not teacher["is_null"]]
+    if all(math.isnan(teacher["gain_over_null"].value) for teacher in real):
+        text = "There is nothing to say of any teacher: no gain over null is defined. Are its scores finite, and had it a context anywhere?"
+        return {"kind": "undefined", "text": text}
     helping = [teacher for teacher in real if teacher["verdict"] == "helps"]
     if helping:
         first = helping[0]

@@ -13,6 +13,7 @@ from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.aggregation import Estimate, pooled_cosine, ratio
 from opdscope.core.differences import Statistic
 from opdscope.errors import RunDirectoryError
+from opdscope.summary.looks import screen_looks
 from opdscope.summary.nodes import NodeMeasures, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.ranking import verdicts
 from opdscope.summary.teachers import (
@@ -23,7 +24,6 @@ from opdscope.summary.teachers import (
     per_push,
     push_sums,
     score_sums,
-    screen_questions,
 )
 
 STATISTICS: dict[str, Statistic] = {
@@ -82,7 +82,8 @@ def measure_run(run: StoredRun, label: str, objective: str, level: float) -> Run
     tables, config = run.tables(), run.config
     if not tables["scores"].num_rows:
         raise RunDirectoryError(f"{run.path} holds no scores yet, so there is nothing to compare; run the same diagnosis again, it resumes")
-    screening = screen_questions(tables)
+    looks = screen_looks(tables, config)
+    screening = looks[-1]
     names = [name for name, own in screening if own == objective]
     sums: dict[tuple[str, str], Float[np.ndarray, "question component"]] = {}
     for name in names:
@@ -96,7 +97,7 @@ def measure_run(run: StoredRun, label: str, objective: str, level: float) -> Run
     outcomes = [outcome_values(rows) for rows in measured_rollouts(tables).values()]
     success = np.array([np.nanmean(v) if np.any(~np.isnan(v)) else np.nan for v in outcomes])
     keys = [(*_world(config), row["text"], row["answer"]) for row in questions]
-    words = verdicts(real, screening, objective, config)
+    words = verdicts(real, looks, objective, config)
     return RunSums(label, config, keys, _with_count(success), {**sums, **scores}, pooled, words)
 
 
