@@ -7,6 +7,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
+from opdscope.summary.paths import list_arrays
 
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
@@ -21,17 +22,19 @@ class Controls:
         """Read what is scored; a teacher without a context for a question informs nothing there."""
         place = {name: k for k, name in enumerate(teachers)}
         self._controls: dict[_Rollout, Float[np.ndarray, "control position"]] = {}
-        columns = ["question_id", "rollout_index", "teacher", "log_ratio", "reverse_kl"]
-        for row in tables["teacher_positions"].select(columns).to_pylist():
+        positions = tables["teacher_positions"]
+        ratios, divergences = (list_arrays(positions[name]) for name in ("log_ratio", "reverse_kl"))
+        labels = positions.select(["question_id", "rollout_index", "teacher"]).to_pylist()
+        for row, ratio, divergence in zip(labels, ratios, divergences, strict=True):
             if row["teacher"] in place:
-                centred = np.array(row["log_ratio"]) + np.array(row["reverse_kl"])
+                centred = ratio.astype(np.float64) + divergence
                 own = self._controls.setdefault((row["question_id"], row["rollout_index"]), np.zeros((len(teachers), len(centred))))
                 # a token that the teacher excludes has a log-ratio without bound: such a teacher informs nothing there
                 own[place[row["teacher"]]] = centred if np.isfinite(centred).all() else 0.0
 
-    def products(self, rollout: _Rollout, signal: Sequence[float]) -> Float[np.ndarray, "control"]:
+    def products(self, rollout: _Rollout, signal: Float[np.ndarray, "position"]) -> Float[np.ndarray, "control"]:
         """Products of the controls and a teacher's centred signal at different positions of a rollout; mean zero."""
-        return zero_mean_products(self._controls[rollout], np.asarray(signal, dtype=np.float64))
+        return zero_mean_products(self._controls[rollout], signal.astype(np.float64))
 
 
 def corrections(

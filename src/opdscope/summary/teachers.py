@@ -14,6 +14,7 @@ from opdscope.core.screening import screening_gain, teacher_pushes
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import Controls, corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
+from opdscope.summary.paths import list_arrays
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,21 @@ def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = 
     rollouts = measured_rollouts(tables)
     outcomes = {q: outcome_values(rows) for q, rows in rollouts.items()}
     kl: dict[tuple[str, str], list[float]] = {}
-    for row in tables["teacher_positions"].select(["question_id", "teacher", "reverse_kl"]).to_pylist():
-        kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(row["reverse_kl"], dtype=np.float64)))
+    positions = tables["teacher_positions"]
+    for row, values in zip(positions.select(["question_id", "teacher"]).to_pylist(), list_arrays(positions["reverse_kl"]), strict=True):
+        kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(values, dtype=np.float64)))
     pushes: dict[tuple[str, str], dict[str, dict[int, tuple[float, float]]]] = {}
     products: dict[tuple[str, str, str], dict[int, np.ndarray]] = {}
-    columns = ["question_id", "rollout_index", "teacher", "objective", "taken_signal", "taken_gradient"]
-    for row in tables["scores"].select(columns).to_pylist():
-        signal, gradient = teacher_pushes([row["taken_signal"], row["taken_gradient"]])
+    labels = tables["scores"].select(["question_id", "rollout_index", "teacher", "objective"]).to_pylist()
+    signals, gradients = (list_arrays(tables["scores"][name]) for name in ("taken_signal", "taken_gradient"))
+    for row, *both in zip(labels, signals, gradients, strict=True):
+        signal, gradient = teacher_pushes(both)
         per_question = pushes.setdefault((row["teacher"], row["objective"]), {}).setdefault(row["question_id"], {})
         per_question[row["rollout_index"]] = (float(signal), float(gradient))
         if controls is not None:
             rollout = row["question_id"], row["rollout_index"]
-            both = [controls.products(rollout, row[name]) for name in ("taken_signal", "taken_gradient")]
-            products.setdefault((row["teacher"], row["objective"], row["question_id"]), {})[row["rollout_index"]] = np.array(both)
+            own = np.array([controls.products(rollout, values) for values in both])
+            products.setdefault((row["teacher"], row["objective"], row["question_id"]), {})[row["rollout_index"]] = own
     result: dict[tuple[str, str], QuestionGains] = {}
     for (teacher, objective), by_question in pushes.items():
         gains = np.full((2, len(rollouts)), np.nan)
