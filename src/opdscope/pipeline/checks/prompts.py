@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opdscope.config import TeacherConfig
-from opdscope.contexts import Demonstration, build_context
+from opdscope.contexts import Attempts, Demonstration, build_context
 from opdscope.errors import ModelError
 from opdscope.models.base import Sample
 from opdscope.pipeline.checks.lines import CheckLine, State, some
@@ -95,10 +95,19 @@ def _shown_to_student(setup: Setup) -> Shown:
 
 def _shown_to_teacher(setup: Setup, spec: TeacherConfig, samples: Mapping[str, Sequence[Sample]]) -> Shown | None:
     stand_ins = {
-        name: Demonstration(name, 0, setup.student.decode(drawn[0].token_ids), Outcome.CORRECT) for name, drawn in samples.items() if drawn
+        name: _attempts(name, [setup.student.decode(sample.token_ids) for sample in drawn]) for name, drawn in samples.items() if drawn
     }
     turn = build_context(spec.privileged_context, 0, setup.task.questions, setup.prompts, stand_ins).text
     return None if turn is None else Shown(turn, *setup.teachers[spec.name].render_prompt(turn, setup.prompts.system))
+
+
+def _attempts(question_id: str, texts: Sequence[str]) -> Attempts:
+    """As many attempts of either outcome as a context can show, whatever the texts are worth."""
+
+    def attempts(count: int, outcome: Outcome) -> tuple[Demonstration, ...]:
+        return tuple(Demonstration(question_id, index, texts[index % len(texts)], outcome) for index in range(count))
+
+    return Attempts(attempts(3, Outcome.CORRECT), attempts(1, Outcome.INCORRECT))
 
 
 def _arrival(name: str, shown: Shown, system: str | None) -> CheckLine:
