@@ -268,12 +268,8 @@ def test_a_student_that_opens_a_thought_which_its_prompt_has_opened_is_warned_of
     assert line.value == "responses begin inside <think>; 16 of 16 open one themselves"
 
 
-def test_a_context_that_shows_nothing_fails_and_a_teacher_that_is_the_student_is_warned_of(folder: Path, student: LanguageModel) -> None:
-    teachers = [{"name": "told", "privileged_context": "answer"}, {"name": "plain"}]
-    config = config_for(folder, *teachers, prompt={"answer": "{question}\nThink.", "plain": "{question}\nThink."})
-    by_name = lines_of(Setup(config, TASK, student, {"told": student, "plain": student}))
-    assert by_name["context of told"].state is State.FAIL
-    assert by_name["context of told"].remedy == "write {answer} into prompt.answer"
+def test_a_teacher_that_is_the_student_is_warned_of(folder: Path, student: LanguageModel) -> None:
+    by_name = lines_of(Setup(config_for(folder, {"name": "plain"}), TASK, student, {"plain": student}))
     assert by_name["context of plain"].state is State.WARN
 
 
@@ -428,7 +424,7 @@ def test_questions_without_answers_and_with_one_answer_are_warned_of(folder: Pat
 
 
 def planned(seconds: float) -> Plan:
-    return Plan((PlannedStage("rollouts", 10, 1000, 2000, seconds),), 10e9, "weights 10.0", "a guess", "a probe")
+    return Plan((PlannedStage("rollouts", 10, 1000, 2000, seconds),), 10e9, "weights 10.0", "a guess", "a probe", "")
 
 
 def test_memory_and_time_are_held_against_what_there_is() -> None:

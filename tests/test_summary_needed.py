@@ -43,7 +43,7 @@ def test_runs_of_the_foretold_size_settle_with_the_foretold_chance(mean: float, 
     settled = 0
     for _ in range(repetitions):
         gains = rng.normal(mean, spread, size=total)
-        found = verdicts(["one"], {("one", "reverse_kl"): QuestionGains(gains, gains, np.ones(total))}, "reverse_kl", CONFIG)["one"]
+        found = verdicts(["one"], [{("one", "reverse_kl"): QuestionGains(gains, gains, np.ones(total))}], "reverse_kl", CONFIG)["one"]
         settled += (found == "helps") if word == "helps" else found in ("harms", "does not help")
     # Bonferroni counts gain and gain over null as two, the verdict knows that they are one: by so much the chance exceeds CHANCE
     slack = t.ppf(1 - (1 - LEVEL) / 4, count - 1) - t.ppf(1 - (1 - LEVEL) / 2, total - 1)

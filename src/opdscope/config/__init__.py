@@ -16,10 +16,11 @@ from opdscope.config.sections import (
     same_entropy_name,
 )
 from opdscope.config.target import TargetConfig
-from opdscope.config.teachers import CONTEXTS, NULL_CONTEXTS, ContextKind, PromptFormat, TeacherConfig
+from opdscope.config.teachers import CONTEXTS, DEMONSTRATED_CONTEXTS, NULL_CONTEXTS, ContextKind, PromptFormat, TeacherConfig
 
 __all__ = [
     "CONTEXTS",
+    "DEMONSTRATED_CONTEXTS",
     "NULL_CONTEXTS",
     "RANDOM_LOGITS",
     "Config",

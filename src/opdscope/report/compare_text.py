@@ -16,7 +16,6 @@ _TITLES = {
     "natural_gain": "Natural gain",
     "gain_over_null": "Gain over null",
     "natural_gain_per_sqrt_kl": "Natural gain per √KL",
-    "mean_score": "Mean alignment score",
 }
 
 

@@ -15,7 +15,7 @@ from opdscope.errors import ConfigError
 from opdscope.summary.plain import plain
 from opdscope.summary.run_sums import STATISTICS, Key, RunSums, StoredRun, measure_run
 
-QUANTITIES = ("natural_gain", "gain_over_null", "natural_gain_per_sqrt_kl", "mean_score")
+QUANTITIES = ("natural_gain", "gain_over_null", "natural_gain_per_sqrt_kl")
 """What is compared of each teacher."""
 
 _PAIRED_FROM = 0.5

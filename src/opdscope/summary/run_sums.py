@@ -1,6 +1,6 @@
 """A run reduced to sums by question, so that it can be held against another one question by question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from opdscope.core.aggregation import Estimate, pooled_cosine, ratio
 from opdscope.core.differences import Statistic
 from opdscope.errors import RunDirectoryError
 from opdscope.summary.looks import screen_looks
-from opdscope.summary.nodes import NodeMeasures, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
 from opdscope.summary.ranking import verdicts
 from opdscope.summary.teachers import (
     measured_rollouts,
@@ -23,11 +23,10 @@ from opdscope.summary.teachers import (
     path_shares,
     per_push,
     push_sums,
-    score_sums,
 )
 
 STATISTICS: dict[str, Statistic] = {
-    "success": ratio, "natural_gain": ratio, "gain_over_null": ratio, "natural_gain_per_sqrt_kl": per_push, "mean_score": ratio,
+    "success": ratio, "natural_gain": ratio, "gain_over_null": ratio, "natural_gain_per_sqrt_kl": per_push,
 }  # fmt: skip
 """From totals over questions to each quantity."""
 
@@ -93,12 +92,12 @@ def measure_run(run: StoredRun, label: str, objective: str, level: float) -> Run
         sums[name, "natural_gain_per_sqrt_kl"] = push_sums(own)
     real = [teacher.name for teacher in config.teachers if teacher.name in names and teacher.privileged_context not in NULL_CONTEXTS]
     questions = tables["questions"].select(["question_id", "text", "answer"]).to_pylist()
-    scores, pooled = _targeted(tables, config, objective, [row["question_id"] for row in questions], level)
+    pooled = _pooled(tables, config, objective, level)
     outcomes = [outcome_values(rows) for rows in measured_rollouts(tables).values()]
     success = np.array([np.nanmean(v) if np.any(~np.isnan(v)) else np.nan for v in outcomes])
     keys = [(*_world(config), row["text"], row["answer"]) for row in questions]
     words = verdicts(real, looks, objective, config)
-    return RunSums(label, config, keys, _with_count(success), {**sums, **scores}, pooled, words)
+    return RunSums(label, config, keys, _with_count(success), sums, pooled, words)
 
 
 def _world(config: Config) -> Key:
@@ -112,27 +111,15 @@ def _with_count(values: Float[np.ndarray, "question"]) -> Float[np.ndarray, "que
     return np.stack([values, np.where(np.isnan(values), np.nan, 1.0)], axis=-1)
 
 
-def _targeted(
-    tables: Mapping[str, pa.Table], config: Config, objective: str, questions: Sequence[str], level: float
-) -> tuple[dict[tuple[str, str], Float[np.ndarray, "question 2"]], dict[str, Estimate]]:
-    """Sums of alignment scores of each teacher by question, and its pooled alignment; empty without targeted rollouts of the default kind."""
+def _pooled(tables: Mapping[str, pa.Table], config: Config, objective: str, level: float) -> dict[str, Estimate]:
+    """Each teacher's pooled alignment; empty without targeted rollouts of the default kind."""
     nodes = read_nodes(tables)
     if not nodes.rows or config.protocol != "default":
-        return {}, {}
+        return {}
     posterior, signals = node_posterior(tables, nodes, config), tables["node_signals"]
     chosen = signals.filter(pa.array([name == objective for name in signals["objective"].to_pylist()], pa.bool_()))
-    place = {name: i for i, name in enumerate(questions)}
-    scores: dict[tuple[str, str], Float[np.ndarray, "question 2"]] = {}
     pooled: dict[str, Estimate] = {}
-
-    def add(own: NodeMeasures) -> None:
-        shares = path_shares(own, nodes, "all")
-        rows = np.full((len(questions), 2), np.nan)
-        rows[[place[name] for name in shares.clusters]] = score_sums(shares, own, posterior)
-        scores[own.teacher, "mean_score"] = rows
-        sums = shares.sums(own.gain[:, 0], posterior.ideal_squared_norm[own.index], own.gradient_squared_norm)
-        pooled[own.teacher] = pooled_cosine(sums, level)
-
     for own in measure_nodes({**tables, "node_signals": chosen}, nodes, posterior, config):
-        add(own)
-    return scores, pooled
+        sums = path_shares(own, nodes, "all").sums(own.gain[:, 0], posterior.ideal_squared_norm[own.index], own.gradient_squared_norm)
+        pooled[own.teacher] = pooled_cosine(sums, level)
+    return pooled

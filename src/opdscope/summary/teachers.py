@@ -80,8 +80,9 @@ def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = 
                 # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
                 scored = [k for k, row in enumerate(rows) if row["rollout_index"] in own]
                 ordered = np.array([own[rows[k]["rollout_index"]] for k in scored]).T
-                gains[:, i] = screening_gain(outcomes[question_id][scored], ordered)
-                advantages = outcomes[question_id][scored] - np.nanmean(outcomes[question_id][scored])
+                known = outcomes[question_id][scored]
+                gains[:, i] = screening_gain(known, ordered)
+                advantages = known - (np.nan if np.isnan(known).all() else np.nanmean(known))
                 contributions.append((i, advantages * ordered, [rows[k]["rollout_index"] for k in scored]))
         if controls is not None:
             questions = list(rollouts)
@@ -240,21 +241,12 @@ def path_shares(measures: NodeMeasures, nodes: NodeArrays, paths: str) -> PathSh
     return PathShares(chosen, clusters, weight, size)
 
 
-def score_sums(shares: PathShares, measures: NodeMeasures, posterior: Posterior) -> Float[np.ndarray, "question 2"]:
-    """Sum of cosines and of weights of each question: their ratio is the mean score."""
-    score = measures.score[:, 0]
-    return _defined_sums(shares, posterior.differs[measures.index] * score)
-
-
 def _mean_score(shares: PathShares, measures: NodeMeasures, posterior: Posterior, level: float) -> Estimate:
     differs = posterior.differs[measures.index]
+    score, low, high = measures.score.T
     # a cosine is in its node's interval, or nothing differs and it counts as zero
-    ends = (
-        np.minimum(measures.score[:, 1], differs * measures.score[:, 1]),
-        np.maximum(measures.score[:, 2], differs * measures.score[:, 2]),
-    )
-    columns = score_sums(shares, measures, posterior), *(_defined_sums(shares, end) for end in ends)
-    return bounded_estimate(*(clustered_statistic(sums, ratio, level) for sums in columns))
+    columns = differs * score, np.minimum(low, differs * low), np.maximum(high, differs * high)
+    return bounded_estimate(*(clustered_statistic(_defined_sums(shares, values), ratio, level) for values in columns))
 
 
 def _defined_sums(shares: PathShares, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question 2"]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opdscope.config import TeacherConfig
+from opdscope.config import DEMONSTRATED_CONTEXTS, TeacherConfig
 from opdscope.contexts import Attempts, Demonstration, build_context
 from opdscope.errors import ModelError
 from opdscope.models.base import Sample
@@ -12,8 +12,6 @@ from opdscope.pipeline.checks.setup import Setup
 from opdscope.records import Outcome, Question
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_NEEDED = {"answer": "{answer}", "solution": "{solution}", "unrelated_solution": "{solution}"}
-"""What the wording of a context must hold."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +135,10 @@ def _arrival(name: str, shown: Shown, system: str | None) -> CheckLine:
 def _context(setup: Setup, spec: TeacherConfig, own: Shown, student: Shown) -> CheckLine:
     """A context that does not reach the teacher is a silent nothing."""
     title, kind, is_student = f"context of {spec.name}", spec.privileged_context, setup.teachers[spec.name] is setup.student
-    needed = _NEEDED.get(kind)
-    if needed is not None and needed not in getattr(setup.prompts, kind):
-        return CheckLine(
-            title, State.FAIL, f"prompt.{kind} has no {needed}: the teacher is shown nothing", f"write {needed} into prompt.{kind}"
-        )
     if is_student and own.token_ids == student.token_ids:
         remedy = "give it a model or a privileged_context: a student that teaches itself the same gains nothing"
         return CheckLine(title, State.WARN, "the same weights and the same prompt as the student", remedy)
-    shown = f"{kind} (a response of the student stands in for it)" if needed == "{solution}" else kind
+    shown = f"{kind} (a response of the student stands in for it)" if kind in DEMONSTRATED_CONTEXTS else kind
     return CheckLine(title, State.PASS, f"{shown}, {len(own.token_ids) - len(student.token_ids):+d} tokens against the student's prompt")
 
 
