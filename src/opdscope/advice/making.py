@@ -238,6 +238,8 @@ def _more(choice: Choice) -> str:
     factor = math.nan if best is None else needed_factor(best.gain_over_null)
     if best is None or not math.isfinite(factor):
         return ""
+    times, gain = max(math.ceil(factor), 2), best.gain_over_null.value
     return (
-        f" About {max(math.ceil(factor), 2)} times as many questions would settle {best.teacher} with {best.objective}, if its gain stays."
+        f" In {choice.chance_none:.0%} of resamples no candidate beats its null. About {times} times as many questions would tell "
+        f"{best.teacher} with {best.objective} from its null, if the difference stays at {gain:+.2f}."
     )
