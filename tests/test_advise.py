@@ -168,7 +168,8 @@ def _with(recipe: Recipe, objective: str, **teacher: Any) -> Recipe:
     return recipe.model_copy(update={"objective": objective, "teacher": recipe.teacher.model_copy(update=teacher)})
 
 
-def test_settings_use_only_options_that_trl_has(advice: Advice) -> None:
+def test_settings_use_only_options_that_trl_has(advice: Advice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     pytest.importorskip("trl")
     from trl import DistillationConfig
     from trl.experimental.sdft import SDFTConfig
