@@ -1,6 +1,7 @@
 """Advice from runs of the exact world, where the right teacher is known, and from made-up gains; recipes are written, read and refused."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.stats import binom
+from typer.testing import CliRunner
 
 import opdscope
 from opdscope.advice import Advice, TokenBins, advice_data, advise, load_recipe, render_advice, write_recipe
@@ -19,6 +21,7 @@ from opdscope.advice.recipe import Recipe
 from opdscope.advice.settings import trainer_settings
 from opdscope.advice.tokens import Rollouts, Tokens
 from opdscope.advice.weights import question_weighting, token_parts
+from opdscope.cli import app
 from opdscope.config import Config, same_entropy_name
 from opdscope.errors import RecipeError, RunDirectoryError
 from opdscope.store import Run, start_run
@@ -213,6 +216,13 @@ def test_the_text_shows_evidence_schedule_weights_curriculum_and_mix(advice: Adv
     assert data["recipe"]["kind"] == "distil"
     assert len(data["reinforcement"]) == 3
     assert len(data["questions"]) == 24
+
+
+def test_the_command_writes_a_recipe_and_prints_json_that_agrees_with_it(run: Run, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["advise", str(run.path), "--output", str(tmp_path / "advice"), "--criterion", "gain", "--json"])
+    assert found.exit_code == 0
+    loaded = load_recipe(tmp_path / "advice")
+    assert json.loads(found.stdout)["recipe"]["criterion"] == loaded.recipe.criterion == "gain"
 
 
 CONFIG = Config.model_validate({**configuration("good", "fair"), "objectives": ["reverse_kl"]})

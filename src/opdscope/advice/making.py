@@ -195,7 +195,7 @@ def _evidence(improvement: Estimate | None, what: str, held_out: str) -> Weighti
 
 def _outcome_evidence(details: Details | None) -> Weighting:
     if details is not None and details.outcomes is None:
-        reason = "Outcome classes need targeted rollouts: run `opdscope diagnose`."
+        reason = "Outcome classes need targeted rollouts of the default protocol: run `opdscope diagnose`."
         return Weighting(use=False, improvement=_NOTHING, reason=reason)
     improvement = None if details is None or details.outcomes is None else details.outcomes.improvement
     return _evidence(improvement, "outcome", "held-out questions")
