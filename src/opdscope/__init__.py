@@ -1,7 +1,7 @@
 """See where on-policy distillation helps and where it hurts, before and while you train.
 
-The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers, and `advise` into
-a training recipe, which `load_recipe` reads. Importing the package loads no torch.
+The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers, and
+`advise` into a training recipe, which `load_recipe` reads. Importing the package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
