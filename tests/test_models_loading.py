@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import BertConfig, GenerationConfig, MistralConfig, MistralForCausalLM
@@ -140,6 +141,7 @@ def test_a_torn_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF torn")
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load_language_model(str(tmp_path / "a.gguf"))
+    assert isinstance(gguf.GGUFReader, type), "the reader that parses each file once is taken out again"
 
 
 def test_models_that_are_not_causal_are_refused(directory: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Loads a causal language model from a local directory, a GGUF file or the hub, and refuses what it could not compute rightly."""
 
 import functools
+import importlib
 import importlib.util
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def load_language_model(
     if source.gguf_file is not None:
         _require_gguf_packages(name_or_path)
         options["gguf_file"] = source.gguf_file
-    model, tokenizer = _read(name_or_path, source.directory, DTYPES[dtype], options)
+    with _parsed_once() if source.gguf_file is not None else nullcontext():
+        model, tokenizer = _read(name_or_path, source.directory, DTYPES[dtype], options)
     model = model.to(_resolve_device(device, name_or_path)).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     pack_linears(model.base_model)
@@ -179,6 +181,20 @@ def _without_progress_bars() -> Generator[None]:
         reader.tqdm = conversion_bar
         if enabled:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _parsed_once() -> Generator[None]:
+    """Let `transformers` parse a GGUF file once: it asks for it three times, and for the names of its tensors once for every module."""
+    gguf: Any = importlib.import_module("gguf")
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def _expand_gguf() -> dict[str, Any]:
