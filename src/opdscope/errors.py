@@ -36,3 +36,7 @@ class ShapeError(OpdscopeError, ValueError):
 
 class NormalizationError(OpdscopeError, ValueError):
     """Probabilities do not sum to one."""
+
+
+class TrainingError(OpdscopeError):
+    """A trainer, a recipe, a rule or a dump of rollouts cannot be used for watching or steering training."""

@@ -195,6 +195,69 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 """Every stored table by name."""
 
+TRAINING_SCHEMAS: Mapping[str, pa.Schema] = {
+    # One row per evaluation of the live monitor. Gains are exponentially weighted means over the last steps, summed over a response, with standard
+    # errors; `null_gain` is that of the student sharpened or flattened as hard as the teacher pushes. Undefined numbers are NaN.
+    "training_steps": _schema(
+        step=pa.int32(),
+        objective=pa.string(),
+        context=pa.string(),
+        distillation_weight=pa.float64(),
+        success=pa.float64(),
+        success_error=pa.float64(),
+        natural_gain=pa.float64(),
+        natural_gain_error=pa.float64(),
+        null_gain=pa.float64(),
+        gain_over_null=pa.float64(),
+        gain_over_null_error=pa.float64(),
+        reverse_kl=pa.float64(),
+        entropy=pa.float64(),
+        length=pa.float64(),
+        num_rollouts=pa.int32(),
+        num_unverified=pa.int32(),
+        num_steps=pa.float64(),
+        best_share=pa.float64(),
+        best_share_low=pa.float64(),
+        best_share_high=pa.float64(),
+        rl_alignment=pa.float64(),
+        distillation_alignment=pa.float64(),
+        mixed_alignment=pa.float64(),
+        monitor_share=pa.float64(),
+    ),
+    # The same natural gain split by where the token stands: `axis` is depth (position in the response) or entropy (the student's, in nats).
+    "training_bins": _schema(
+        step=pa.int32(),
+        axis=pa.string(),
+        low=pa.float64(),
+        high=pa.float64(),
+        natural_gain=pa.float64(),
+        natural_gain_error=pa.float64(),
+        num_tokens=pa.float64(),
+    ),
+    # One row per finished probe: screening, and where asked for targeted rollouts, of the live student on fixed questions. `run`: its run directory.
+    "training_probes": _schema(
+        step=pa.int32(),
+        teacher=pa.string(),
+        success=pa.float64(),
+        success_low=pa.float64(),
+        success_high=pa.float64(),
+        natural_gain=pa.float64(),
+        natural_gain_low=pa.float64(),
+        natural_gain_high=pa.float64(),
+        gain_over_null=pa.float64(),
+        gain_over_null_low=pa.float64(),
+        gain_over_null_high=pa.float64(),
+        pooled_alignment=pa.float64(),
+        seconds=pa.float64(),
+        run=pa.string(),
+    ),
+    # What a rule did, or would have done (`dry`), and why.
+    "training_actions": _schema(
+        step=pa.int32(), rule=pa.string(), action=pa.string(), before=pa.string(), after=pa.string(), reason=pa.string(), dry=pa.bool_()
+    ),
+}
+"""Tables of a training run that is watched, by name; they lie in any directory, a run directory or not."""
+
 
 def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as an Arrow table of the named schema.
@@ -202,6 +265,6 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     Raises:
         KeyError: If there is no such table, or a row lacks a column.
     """
-    schema = SCHEMAS[name]
+    schema = SCHEMAS[name] if name in SCHEMAS else TRAINING_SCHEMAS[name]
     materialised = list(rows)
     return pa.table({field.name: pa.array([row[field.name] for row in materialised], field.type) for field in schema}, schema=schema)

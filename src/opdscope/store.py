@@ -22,7 +22,7 @@ import yaml
 
 from opdscope.config import Config, load_config
 from opdscope.errors import ConfigError, RunDirectoryError
-from opdscope.records import SCHEMA_VERSION, SCHEMAS
+from opdscope.records import SCHEMA_VERSION, SCHEMAS, TRAINING_SCHEMAS
 
 _CONFIG, _PROVENANCE, _TIMINGS, _LOCK = "config.yaml", "provenance.json", "timings.jsonl", ".lock"
 _LIBRARIES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "tokenizers", "gguf", "reasoning-gym", "math-verify")
@@ -67,20 +67,7 @@ class Run:
         Raises:
             RunDirectoryError: If the disk is full or the directory cannot be written; the unit then counts as not done.
         """
-        target = self._part(name, unit)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, temporary, compression="zstd")
-            _sync(temporary)
-            temporary.replace(target)
-            _sync(target.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise RunDirectoryError(
-                f"cannot store {target}: {error}; free some space and run the same command again, it resumes"
-            ) from error
+        _write_part(self._part(name, unit), table)
 
     def provenance(self) -> dict[str, Any]:
         """Package and library versions, models with their fingerprints, engine and host, as recorded when the run was started."""
@@ -149,6 +136,54 @@ class Run:
                     part.unlink()
 
 
+class TrainingLog:
+    """What was recorded while a student trained, in any directory: append-only Parquet parts, one per write."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        """The directory; made with the first write."""
+
+    def table(self, name: str) -> pa.Table:
+        """All rows of a table of :data:`opdscope.records.TRAINING_SCHEMAS`, in the order of steps; empty if nothing is stored.
+
+        Where a run went back to a checkpoint, what it wrote again counts.
+        """
+        schema = TRAINING_SCHEMAS[name]
+        parts = [_read(path) for path in sorted((self.path / name).glob("*.parquet"))]
+        return pa.concat_tables(parts).cast(schema) if parts else schema.empty_table()
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Every table by name."""
+        return {name: self.table(name) for name in TRAINING_SCHEMAS}
+
+    def write(self, name: str, step: int, table: pa.Table) -> None:
+        """Store the rows up to a step as one part.
+
+        Raises:
+            RunDirectoryError: If the disk is full or the directory cannot be written.
+        """
+        _write_part(self.path / name / f"{step:09d}.parquet", table)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after a step, because training goes on from there."""
+        for name in TRAINING_SCHEMAS:
+            for part in (self.path / name).glob("*.parquet"):
+                if int(part.stem) > step:
+                    part.unlink()
+
+
+def open_training_log(path: str | Path) -> TrainingLog:
+    """A stored training log for reading.
+
+    Raises:
+        RunDirectoryError: If there is none.
+    """
+    log = TrainingLog(path)
+    if not any((log.path / name).is_dir() for name in TRAINING_SCHEMAS):
+        raise RunDirectoryError(f"{path} holds no record of a training run; give the directory that the callback was told to log to")
+    return log
+
+
 def open_run(path: str | Path) -> Run:
     """A stored run for reading.
 
@@ -207,6 +242,20 @@ def remove_run(path: str | Path) -> None:
     """
     open_run(path)
     shutil.rmtree(path)
+
+
+def _write_part(target: Path, table: pa.Table) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression="zstd")
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunDirectoryError(f"cannot store {target}: {error}; free some space and run the same command again, it resumes") from error
 
 
 def _holds_results(directory: Path) -> bool:

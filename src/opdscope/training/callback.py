@@ -1,0 +1,298 @@
+"""Watching and steering a run: :func:`watch` attaches the free monitor, the probe set, the rules and the log to a Hugging Face trainer."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from opdscope.core.schedule import Schedule, distillation_weight
+from opdscope.errors import TrainingError
+from opdscope.training.distillation import MonitoredDistillationTrainer
+from opdscope.training.guard import Part, logger
+from opdscope.training.learning_rate import LearningRateFactor
+from opdscope.training.log import Recorder, log_metrics, reading_metrics, reading_rows
+from opdscope.training.loss import Observer
+from opdscope.training.monitor import FreeMonitor, Reading
+from opdscope.training.probe import ProbeResult, ProbeSet
+from opdscope.training.rules import (
+    SERIES,
+    Decision,
+    LowerWeight,
+    RaiseWeight,
+    RuleBook,
+    RulesConfig,
+    Situation,
+    Stop,
+    check_rules,
+    load_rules,
+)
+from opdscope.training.steering import Steering, apply, change_of, check_trainer, mix_of
+
+_EVERY = 10
+"""Optimizer steps between evaluations without rules."""
+_LEAST_ROLLOUTS, _CONFIDENCE = 200, 0.9
+"""Of the schedule: from how many rollouts on it is followed, and the level of its intervals."""
+
+
+def watch(
+    trainer: Any,
+    log_dir: str | Path,
+    *,
+    rules: str | Path | RulesConfig | dict[str, Any] | None = None,
+    probe: ProbeSet | None = None,
+    contexts: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    schedule: Schedule | None = None,
+    follow_mix: bool = False,
+    half_life: float = 20.0,
+    budget: float = 0.02,
+    every: int | None = None,
+    keep_best: bool = True,
+) -> "WatchingCallback":
+    """Attach everything to a trainer, or refuse with a sentence before training starts.
+
+    Args:
+        trainer: A Hugging Face trainer. The free monitor reads a :class:`~opdscope.training.distillation.MonitoredDistillationTrainer` (or a
+            SDFT or SDPO trainer prepared by :func:`opdscope.training.self_distillation.expose_rollouts`); others get the probe set and its rules.
+        log_dir: Where the records go; `opdscope watch LOG_DIR` shows them.
+        rules: YAML file or mapping; see :mod:`opdscope.training.rules`.
+        probe: Fixed questions to measure now and then.
+        contexts: Contexts that `switch_context` may go to, best first.
+        objectives: Objectives that `switch_objective` may go to, best first.
+        schedule: Sets the distillation weight at each evaluation from live success and gain over null (:mod:`opdscope.core.schedule`); a recipe
+            has one, `recipe.schedule.build()`.
+        follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (SDPO) to the best share that the rollouts show.
+        half_life: Of the live series, in optimizer steps.
+        budget: Most of the training time that the free monitor may take.
+        every: Optimizer steps between evaluations; the rules' own setting if there are any, else 10.
+        keep_best: Keep the weights of the evaluation with the highest success in `LOG_DIR/best`.
+
+    Returns:
+        The callback, which is added to the trainer already.
+
+    Raises:
+        TrainingError: If the trainer lacks what is asked for, or a rule can never fire.
+    """
+    check_trainer(trainer)
+    book = None if rules is None else RuleBook(load_rules(rules))
+    if probe is not None:
+        probe.check(trainer)
+    callback = WatchingCallback(trainer, Recorder(log_dir), book, probe, Steering(trainer, tuple(contexts), tuple(objectives)))
+    callback.monitor = FreeMonitor(half_life=half_life, budget=budget)
+    callback.every = every or (_EVERY if book is None else book.config.every)
+    callback.best_path = Path(log_dir) / "best" if keep_best else None
+    callback.schedule, callback.follow_mix = schedule, follow_mix
+    callback.monitor.mix = mix_of(trainer)
+    callback.attach()
+    return callback
+
+
+class WatchingCallback(TrainerCallback):
+    """Made by :func:`watch`. Nothing that happens here is raised into the trainer."""
+
+    def __init__(self, trainer: Any, recorder: Recorder, book: RuleBook | None, probe: ProbeSet | None, steering: Steering) -> None:
+        self.trainer, self.recorder, self.book, self.probe, self.steering = trainer, recorder, book, probe, steering
+        self.monitor = FreeMonitor()
+        """The free monitor."""
+        self.schedule: Schedule | None = None
+        """Of the distillation weight; None to leave it to the rules."""
+        self.follow_mix = False
+        """Take the weight from the best mix."""
+        self.every = _EVERY
+        """Optimizer steps between evaluations."""
+        self.best_path: Path | None = None
+        """Where the best weights are kept; None not to."""
+        self.parts = {name: Part(name) for name in ("monitor", "probe set", "rules", "schedule", "log", "best checkpoint")}
+        """What is on and what has failed."""
+        self._probed: ProbeResult | None = None
+        self._best = -math.inf
+        self._recorded = -1
+
+    def attach(self) -> None:
+        """Add the callback and its observer to the trainer.
+
+        Raises:
+            TrainingError: If a rule can never fire.
+        """
+        trainer = self.trainer
+        if self.book is not None:
+            check_rules(self.book.config, self._situation())
+        self._check_schedule()
+        observers = getattr(trainer, "observers", None)
+        if observers is not None:
+            observers.append(self._guarded(self.monitor.observe))
+        if self.steering.can_weigh and not isinstance(trainer, MonitoredDistillationTrainer):
+            trainer.add_callback(LearningRateFactor(trainer, self.steering))
+        trainer.add_callback(self)
+
+    def _check_schedule(self) -> None:
+        rules = () if self.book is None else self.book.config.rules
+        if self.follow_mix and (self.monitor.mix is None or self.schedule is not None):
+            raise TrainingError(
+                "follow_mix needs a trainer that mixes distillation with a policy loss over groups of 3 or more, such as SDPO, and no schedule"
+            )
+        if self.schedule is None and not self.follow_mix:
+            return
+        if not self.steering.can_weigh or not getattr(self.trainer, "has_outcomes", False):
+            raise TrainingError("a schedule needs a trainer with a distillation weight whose responses are verified; leave it out")
+        if any(isinstance(rule.then, LowerWeight | RaiseWeight) for rule in rules):
+            raise TrainingError("the schedule sets the distillation weight and a rule would too; leave out one of them")
+
+    def _guarded(self, observe: Observer) -> Observer:
+        part = self.parts["monitor"]
+
+        def guarded(rows: Any, weights: Any) -> None:
+            if part.is_on:
+                with part.trying():
+                    observe(rows, weights)
+
+        return guarded
+
+    def _situation(self) -> Situation:
+        args, steering = self.trainer.args, self.steering
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return Situation(
+            max_steps=_num_steps(self.trainer),
+            rollouts_per_step=rows,
+            has_monitor=hasattr(self.trainer, "observers"),
+            has_outcomes=getattr(self.trainer, "has_outcomes", False),
+            probe_every=None if self.probe is None else self.probe.every,
+            can_weigh=steering.can_weigh,
+            distillation_weight=steering.weight,
+            num_contexts=len([name for name in steering.contexts if name != steering.context]),
+            num_objectives=len([name for name in steering.objectives if name != steering.objective]),
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what an earlier session wrote beyond the checkpoint that training goes on from."""
+        with self.parts["log"].trying():
+            self.recorder.log.rewind(state.global_step)
+        if getattr(args, "world_size", 1) > 1 and self.book is not None and not self.book.config.dry:
+            logger.warning("opdscope: rules only report in distributed training, since every process sees its own rollouts alone")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate now and then."""
+        monitor, probe = self.parts["monitor"], self.parts["probe set"]
+        if monitor.is_on:
+            with monitor.trying():
+                self.monitor.end_step()
+                if state.global_step >= state.max_steps:
+                    self.monitor.flush()
+        if self.probe is not None and probe.is_on:
+            with probe.trying():
+                self._probe(self.probe, state.global_step)
+        if state.global_step % self.every == 0 and state.is_world_process_zero:
+            self._evaluate(args, state.global_step, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take what is left, and write everything."""
+        if not state.is_world_process_zero:
+            return
+        with self.parts["monitor"].trying():
+            if self._recorded != state.global_step:
+                self.monitor.flush()
+                self._record(state.global_step, self.monitor.reading())
+        with self.parts["log"].trying():
+            self.recorder.write(state.global_step, now=True)
+
+    def _evaluate(self, args: Any, step: int, control: Any) -> None:
+        reading = None
+        if self.parts["monitor"].is_on:
+            with self.parts["monitor"].trying():
+                reading = self.monitor.reading()
+        if reading is not None and self.parts["log"].is_on:
+            with self.parts["log"].trying():
+                self._record(step, reading)
+        if self.best_path is not None and reading is not None and self.parts["best checkpoint"].is_on:
+            with self.parts["best checkpoint"].trying():
+                self._keep_best(reading, self.best_path)
+        if self.book is not None and self.parts["rules"].is_on:
+            with self.parts["rules"].trying():
+                decision = self.book.decide(self._series(reading))
+                if decision is not None:
+                    self._act(decision, step, control, dry=self.book.config.dry or getattr(args, "world_size", 1) > 1)
+        if reading is not None and self.parts["schedule"].is_on:
+            with self.parts["schedule"].trying():
+                self._follow(reading)
+        if self.parts["log"].is_on:
+            with self.parts["log"].trying():
+                self.recorder.write(step, now=control.should_training_stop)
+
+    def _follow(self, reading: Reading) -> None:
+        """Take the weight from what the run shows; before there is enough to see, it stays at the beginning's."""
+        if reading.num_rollouts < _LEAST_ROLLOUTS:
+            return
+        if self.schedule is not None:
+            high = reading.interval("gain_over_null", _CONFIDENCE)[1]
+            self.steering.weight = distillation_weight(self.schedule, reading.success, reading.gain_over_null, high)
+        elif self.follow_mix and math.isfinite(reading.best_share):
+            self.steering.weight = reading.best_share
+
+    def _series(self, reading: Reading | None) -> dict[str, tuple[float, float]]:
+        live = {} if reading is None else {name: (getattr(reading, name), getattr(reading, f"{name}_error")) for name in SERIES}
+        if reading is not None and self.book is not None and reading.num_rollouts < self.book.config.least_rollouts:
+            live = {}
+        probed = {} if self._probed is None else self._probed.series()
+        self._probed = None  # a probe is looked at once, at the evaluation after it
+        return {**live, **{f"probe.{name}": pair for name, pair in probed.items()}}
+
+    def _act(self, decision: Decision, step: int, control: Any, *, dry: bool) -> None:
+        change = change_of(decision.rule.then, self.steering)
+        if change is None:
+            return
+        self.recorder.add(
+            "training_actions", {"step": step, "rule": decision.rule.name, **vars(change), "reason": decision.reason, "dry": dry}
+        )
+        logger.warning("opdscope: step %d: rule %r%s %s: %s", step, decision.rule.name, ", dry:" if dry else ":", change, decision.reason)
+        if dry:
+            return
+        if isinstance(decision.rule.then, Stop):
+            control.should_training_stop = True
+        elif apply(change, self.steering):
+            self.monitor.restart()
+            if self.book is not None:
+                self.book.forget(("natural_gain", "gain_over_null"))
+
+    def _keep_best(self, reading: Reading, path: Path) -> None:
+        """Save the weights where success is higher than at the last saved ones, by more than its own error."""
+        if getattr(self.trainer.args, "world_size", 1) > 1 or not reading.success - reading.success_error > self._best:
+            return
+        self._best = reading.success
+        self.trainer.save_model(str(path))
+
+    def _probe(self, probe: ProbeSet, step: int) -> None:
+        result = probe.maybe(self.trainer, step)
+        if result is None:
+            return
+        self._probed = result
+        for row in result.rows:
+            self.recorder.add("training_probes", row)
+            names = ("success", "natural_gain", "gain_over_null", "pooled_alignment")
+            log_metrics(self.trainer, {f"probe/{row['teacher']}/{name}": row[name] for name in names})
+
+    def _record(self, step: int, reading: Reading) -> None:
+        if reading.num_rollouts == 0:
+            return
+        self._recorded = step
+        state = {
+            "objective": self.steering.objective, "context": self.steering.context, "distillation_weight": self.steering.weight,
+            "monitor_share": self.monitor.share,
+        }  # fmt: skip
+        for name, row in reading_rows(step, reading, state):
+            self.recorder.add(name, row)
+        log_metrics(self.trainer, reading_metrics(reading, state))
+
+
+def _num_steps(trainer: Any) -> int:
+    """Optimizer steps of the run, as far as they are known before it starts."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    try:
+        rows = len(trainer.train_dataset)
+    except TypeError as error:
+        raise TrainingError("the data set has no length and max_steps is not set, so rules cannot be checked; set max_steps") from error
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(getattr(args, "world_size", 1), 1)
+    return math.ceil(args.num_train_epochs * max(rows // per_step, 1))
