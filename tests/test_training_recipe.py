@@ -34,7 +34,7 @@ def written(folder: Path, **changes: Any) -> Path:
     }  # fmt: skip
     teacher = {
         **student, "name": "self + answer", "self_distillation": True, "privileged_context": "answer", "prompt": "A{answer} Q{question}:",
-        "system": None, "gain_over_null": NUMBER, "verdict": "helps",
+        "objective": "forward_kl", "example": "", "gain_over_null": NUMBER, "verdict": "helps",
     }  # fmt: skip
     evidence = {"use": True, "improvement": NUMBER, "reason": "a test"}
     recipe = Recipe.model_validate({
@@ -176,6 +176,10 @@ def test_an_sdpo_trainer_shows_its_rows_takes_a_mask_and_a_weight(tmp_path: Path
     assert len(kept) >= 1
     assert run.args.distillation_weight < 1.0
     assert callback.monitor.reading().num_rollouts >= 8
+    assert callback.monitor.mix is not None
+    assert callback.monitor.mix.num_generations == 4
+    with pytest.raises(TrainingError, match="and no schedule"):
+        watch(run, tmp_path / "log", follow_mix=True, schedule=Schedule(0.1, 0.1))
 
 
 def test_an_sdft_trainer_is_watched_with_outcomes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,13 @@
 """See where on-policy distillation helps and where it hurts, before and while you train.
 
-The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers. Importing
-the package loads no torch.
+The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers, and
+`advise` into a training recipe, which `load_recipe` reads. Importing the package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opdscope.advice import advise, load_recipe
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
     from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
@@ -19,10 +20,12 @@ __all__ = [
     "OpdscopeError",
     "Run",
     "Summary",
+    "advise",
     "check",
     "compare_runs",
     "diagnose",
     "load_config",
+    "load_recipe",
     "make_plan",
     "node_scores",
     "open_run",
@@ -38,8 +41,10 @@ _HOME = {
     "Summary": "summary",
     "check": "pipeline",
     "compare_runs": "summary",
+    "advise": "advice",
     "diagnose": "pipeline",
     "load_config": "config",
+    "load_recipe": "advice",
     "make_plan": "pipeline",
     "node_scores": "summary",
     "open_run": "store",

@@ -204,7 +204,7 @@ def needed_factor(estimate: Estimate) -> float:
     """How many times as many questions it would take for the interval to exclude zero, if the number stays where it is; NaN if undefined.
 
     Example:
-        >>> needed_factor(Estimate(0.1, -0.1, 0.3, 0.1, 20, 0.9))
+        >>> needed_factor(Estimate(0.25, -0.25, 0.75, 0.1, 20, 0.9))
         4.0
     """
     half = estimate.high - estimate.value

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
+from scipy.special import ndtri
 
 from opdscope.advice.tokens import Tokens, screened_sums
 from opdscope.advice.weights import question_errors
@@ -20,11 +21,11 @@ class Curriculum:
     """The order of a run's questions."""
 
     order: Int[np.ndarray, "question"]
-    """Numbers of all questions: by rising gain where it is not negative or not known (known ones last), then held back ones by rising harm."""
+    """Numbers of all questions: by rising shrunken gain, an unknown one counting as zero, then those held back, by rising harm."""
     batch: Int[np.ndarray, "question"]
     """Of each question, by number; -1 where it is held back."""
     held_back: Bool[np.ndarray, "question"]
-    """Questions whose shrunken gain is negative: more likely than not the push lowers success there."""
+    """Questions on which the push lowers success with a posterior chance of at least the configured confidence."""
     gains: Shrunk
     """Shrunken gain of each question."""
     reliability: float
@@ -37,7 +38,7 @@ def make_curriculum(tokens: Tokens, config: Config) -> Curriculum:
     values = screened_sums(tokens, np.zeros(len(tokens.rollout), dtype=np.int64), 1).gains[:, 0]
     gains = shrink(values, question_errors(tokens, everything))
     mean = np.nan_to_num(gains.mean, nan=0.0)
-    held_back = mean < 0
+    held_back = mean + float(ndtri(config.analysis.confidence)) * np.nan_to_num(gains.sd, nan=np.inf) < 0
     order = np.lexsort((np.where(held_back, -mean, mean), held_back))
     taught = int(np.sum(~held_back))
     batches = int(np.clip(taught // _QUESTIONS_A_BATCH, 1, _MOST_BATCHES))

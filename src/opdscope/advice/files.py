@@ -25,7 +25,7 @@ TABLES: Mapping[str, pa.Schema] = {
             "question": pa.string(),  # its text, to match a trainer's data set by
             "place": pa.int32(),  # from 0
             "batch": pa.int32(),  # of the curriculum, from 0; -1 for questions that are held back
-            "held_back": pa.bool_(),  # more likely than not the teacher's push lowers success here
+            "held_back": pa.bool_(),  # the push lowers success here, with a posterior chance of at least the confidence
             "weight": pa.float64(),  # of the distillation loss on its responses
             "success": pa.float64(),  # the student's
             "gain": pa.float64(),  # shrunken natural gain, per unit step and response

@@ -195,7 +195,7 @@ def _evidence(improvement: Estimate | None, what: str, held_out: str) -> Weighti
 
 def _outcome_evidence(details: Details | None) -> Weighting:
     if details is not None and details.outcomes is None:
-        reason = "Outcome classes need targeted rollouts: run `opdscope diagnose`."
+        reason = "Outcome classes need targeted rollouts of the default protocol: run `opdscope diagnose`."
         return Weighting(use=False, improvement=_NOTHING, reason=reason)
     improvement = None if details is None or details.outcomes is None else details.outcomes.improvement
     return _evidence(improvement, "outcome", "held-out questions")
@@ -238,6 +238,8 @@ def _more(choice: Choice) -> str:
     factor = math.nan if best is None else needed_factor(best.gain_over_null)
     if best is None or not math.isfinite(factor):
         return ""
+    times, gain = max(math.ceil(factor), 2), best.gain_over_null.value
     return (
-        f" About {max(math.ceil(factor), 2)} times as many questions would settle {best.teacher} with {best.objective}, if its gain stays."
+        f" In {choice.chance_none:.0%} of resamples no candidate beats its null. About {times} times as many questions would tell "
+        f"{best.teacher} with {best.objective} from its null, if the difference stays at {gain:+.2f}."
     )

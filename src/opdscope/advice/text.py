@@ -151,7 +151,7 @@ def _curriculum(advice: Advice, details: Details) -> Table:
         own = [row for row in rows if row["batch"] == batch]
         if own:
             gains = [row["gain"] for row in own]
-            name = "held back: more likely harmed" if batch == -1 else str(batch + 1)
+            name = "held back: harmed" if batch == -1 else str(batch + 1)
             span = f"{np.nanmin(gains):+.2f} to {np.nanmax(gains):+.2f}" if not np.isnan(gains).all() else "—"
             table.add_row(name, str(len(own)), span, f"{np.nanmean([row['success'] for row in own]):.2f}")
     return table

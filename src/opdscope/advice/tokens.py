@@ -142,7 +142,7 @@ def screened_sums(
     gains, pushes = (np.full((tokens.num_questions, num_parts), np.nan) for _ in range(2))
     chosen = np.ones(count, dtype=bool) if use is None else use
     for question in np.unique(tokens.rollouts.question):
-        own = np.flatnonzero((tokens.rollouts.question == question) & chosen)
+        own = np.flatnonzero(np.logical_and(tokens.rollouts.question == question, chosen))
         gains[question] = screening_gain(tokens.rollouts.outcome[own], signal[own].T)
         pushes[question] = pushed[own].mean(axis=0) if len(own) else np.nan
     return PartSums(gains, pushes)

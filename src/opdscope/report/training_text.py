@@ -72,6 +72,11 @@ def _series(steps: Sequence[Mapping[str, Any]], z: float, confidence: float) -> 
         )
     for name, unit in (("reverse_kl", "nats a response"), ("entropy", "nats a token"), ("length", "tokens")):
         table.add_row(f"{name.replace('_', ' ')}, {unit}", _number(last[name]), _sparkline([row[name] for row in steps]))
+    if math.isfinite(last["best_share"]):
+        ends = _between(last, "best_share", signed=False)
+        table.add_row("best share of distillation", ends, _sparkline([row["best_share"] for row in steps]))
+        for name in ("rl_alignment", "distillation_alignment", "mixed_alignment"):
+            table.add_row(name.replace("_", " "), f"{last[name]:+.3f}", _sparkline([row[name] for row in steps]))
     return table
 
 

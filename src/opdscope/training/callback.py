@@ -12,7 +12,7 @@ from opdscope.errors import TrainingError
 from opdscope.training.distillation import MonitoredDistillationTrainer
 from opdscope.training.guard import Part, logger
 from opdscope.training.learning_rate import LearningRateFactor
-from opdscope.training.log import Recorder, log_metrics
+from opdscope.training.log import Recorder, log_metrics, reading_metrics, reading_rows
 from opdscope.training.loss import Observer
 from opdscope.training.monitor import FreeMonitor, Reading
 from opdscope.training.probe import ProbeResult, ProbeSet
@@ -28,7 +28,7 @@ from opdscope.training.rules import (
     check_rules,
     load_rules,
 )
-from opdscope.training.steering import Steering, apply, change_of, check_trainer
+from opdscope.training.steering import Steering, apply, change_of, check_trainer, mix_of
 
 _EVERY = 10
 """Optimizer steps between evaluations without rules."""
@@ -45,6 +45,7 @@ def watch(
     contexts: Sequence[str] = (),
     objectives: Sequence[str] = (),
     schedule: Schedule | None = None,
+    follow_mix: bool = False,
     half_life: float = 20.0,
     budget: float = 0.02,
     every: int | None = None,
@@ -62,6 +63,7 @@ def watch(
         objectives: Objectives that `switch_objective` may go to, best first.
         schedule: Sets the distillation weight at each evaluation from live success and gain over null (:mod:`opdscope.core.schedule`); a recipe
             has one, `recipe.schedule.build()`.
+        follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (SDPO) to the best share that the rollouts show.
         half_life: Of the live series, in optimizer steps.
         budget: Most of the training time that the free monitor may take.
         every: Optimizer steps between evaluations; the rules' own setting if there are any, else 10.
@@ -81,7 +83,8 @@ def watch(
     callback.monitor = FreeMonitor(half_life=half_life, budget=budget)
     callback.every = every or (_EVERY if book is None else book.config.every)
     callback.best_path = Path(log_dir) / "best" if keep_best else None
-    callback.schedule = schedule
+    callback.schedule, callback.follow_mix = schedule, follow_mix
+    callback.monitor.mix = mix_of(trainer)
     callback.attach()
     return callback
 
@@ -95,6 +98,8 @@ class WatchingCallback(TrainerCallback):
         """The free monitor."""
         self.schedule: Schedule | None = None
         """Of the distillation weight; None to leave it to the rules."""
+        self.follow_mix = False
+        """Take the weight from the best mix."""
         self.every = _EVERY
         """Optimizer steps between evaluations."""
         self.best_path: Path | None = None
@@ -124,7 +129,11 @@ class WatchingCallback(TrainerCallback):
 
     def _check_schedule(self) -> None:
         rules = () if self.book is None else self.book.config.rules
-        if self.schedule is None:
+        if self.follow_mix and (self.monitor.mix is None or self.schedule is not None):
+            raise TrainingError(
+                "follow_mix needs a trainer that mixes distillation with a policy loss over groups of 3 or more, such as SDPO, and no schedule"
+            )
+        if self.schedule is None and not self.follow_mix:
             return
         if not self.steering.can_weigh or not getattr(self.trainer, "has_outcomes", False):
             raise TrainingError("a schedule needs a trainer with a distillation weight whose responses are verified; leave it out")
@@ -204,18 +213,22 @@ class WatchingCallback(TrainerCallback):
                 decision = self.book.decide(self._series(reading))
                 if decision is not None:
                     self._act(decision, step, control, dry=self.book.config.dry or getattr(args, "world_size", 1) > 1)
-        if self.schedule is not None and reading is not None and self.parts["schedule"].is_on:
+        if reading is not None and self.parts["schedule"].is_on:
             with self.parts["schedule"].trying():
-                self._follow(self.schedule, reading)
+                self._follow(reading)
         if self.parts["log"].is_on:
             with self.parts["log"].trying():
                 self.recorder.write(step, now=control.should_training_stop)
 
-    def _follow(self, schedule: Schedule, reading: Reading) -> None:
+    def _follow(self, reading: Reading) -> None:
         """Take the weight from what the run shows; before there is enough to see, it stays at the beginning's."""
-        if reading.num_rollouts >= _LEAST_ROLLOUTS:
+        if reading.num_rollouts < _LEAST_ROLLOUTS:
+            return
+        if self.schedule is not None:
             high = reading.interval("gain_over_null", _CONFIDENCE)[1]
-            self.steering.weight = distillation_weight(schedule, reading.success, reading.gain_over_null, high)
+            self.steering.weight = distillation_weight(self.schedule, reading.success, reading.gain_over_null, high)
+        elif self.follow_mix and math.isfinite(reading.best_share):
+            self.steering.weight = reading.best_share
 
     def _series(self, reading: Reading | None) -> dict[str, tuple[float, float]]:
         live = {} if reading is None else {name: (getattr(reading, name), getattr(reading, f"{name}_error")) for name in SERIES}
@@ -263,30 +276,13 @@ class WatchingCallback(TrainerCallback):
         if reading.num_rollouts == 0:
             return
         self._recorded = step
-        numbers = {name: value for name, value in vars(reading).items() if name != "bins"}
-        self.recorder.add(
-            "training_steps",
-            {
-                "step": step, "objective": self.steering.objective, "context": self.steering.context,
-                "distillation_weight": self.steering.weight, **numbers, "monitor_share": self.monitor.share,
-            },
-        )  # fmt: skip
-        metrics = {**numbers, "distillation_weight": self.steering.weight, "monitor_share": self.monitor.share}
-        for axis, low, high, gain, error, tokens in reading.bins:
-            self.recorder.add(
-                "training_bins",
-                {
-                    "step": step,
-                    "axis": axis,
-                    "low": low,
-                    "high": high,
-                    "natural_gain": gain,
-                    "natural_gain_error": error,
-                    "num_tokens": tokens,
-                },
-            )
-            metrics[f"natural_gain/{axis}_{low:g}_{high:g}"] = gain
-        log_metrics(self.trainer, metrics)
+        state = {
+            "objective": self.steering.objective, "context": self.steering.context, "distillation_weight": self.steering.weight,
+            "monitor_share": self.monitor.share,
+        }  # fmt: skip
+        for name, row in reading_rows(step, reading, state):
+            self.recorder.add(name, row)
+        log_metrics(self.trainer, reading_metrics(reading, state))
 
 
 def _num_steps(trainer: Any) -> int:

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opdscope.records import to_table
 from opdscope.store import TrainingLog
+from opdscope.training.monitor import Reading
 
 _SECONDS_BETWEEN_WRITES = 2.0
 """Rows wait for so long at most while training goes on: a file is synced to disk, which takes milliseconds."""
@@ -53,3 +54,25 @@ def log_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
             collected["train"][name].append(value)
     elif finite:
         trainer.log(finite)
+
+
+def reading_rows(step: int, reading: Reading, state: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A reading as rows of `training_steps` and `training_bins`, with the table's name.
+
+    Args:
+        step: Optimizer step.
+        reading: Of the monitor.
+        state: Columns that the monitor does not know: objective, context, distillation_weight, monitor_share.
+    """
+    yield "training_steps", {"step": step, **state, **{name: value for name, value in vars(reading).items() if name != "bins"}}
+    for axis, low, high, gain, error, tokens in reading.bins:
+        yield (
+            "training_bins",
+            {"step": step, "axis": axis, "low": low, "high": high, "natural_gain": gain, "natural_gain_error": error, "num_tokens": tokens},
+        )
+
+
+def reading_metrics(reading: Reading, state: Mapping[str, Any]) -> dict[str, float]:
+    """The same as numbers for a trainer's log."""
+    numbers = {name: value for name, value in {**vars(reading), **state}.items() if isinstance(value, int | float)}
+    return {**numbers, **{f"natural_gain/{axis}_{low:g}_{high:g}": gain for axis, low, high, gain, _, _ in reading.bins}}

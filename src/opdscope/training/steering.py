@@ -6,6 +6,7 @@ from typing import Any
 
 from opdscope.errors import TrainingError
 from opdscope.training.distillation import MonitoredDistillationTrainer
+from opdscope.training.mixing import LiveMix
 from opdscope.training.rules import Action, LowerWeight, RaiseWeight, Stop, Switch
 
 _BY_LEARNING_RATE = ("DistillationTrainer", "GKDTrainer", "SDFTTrainer")
@@ -136,6 +137,15 @@ def apply(change: Change, steering: Steering) -> bool:
 
 def _is_any(trainer: Any, names: Sequence[str]) -> bool:
     return any(base.__name__ in names for base in type(trainer).__mro__)
+
+
+def mix_of(trainer: Any) -> LiveMix | None:
+    """The live mix of a trainer that mixes distillation with a policy loss over groups; None for any other."""
+    groups = getattr(trainer, "num_generations", 1)
+    if not _is_any(trainer, _BY_LOSS) or groups < 3:
+        return None
+    scaled = getattr(trainer, "scale_rewards", "group") not in ("none", False)
+    return LiveMix(groups, scaled, by_length=getattr(trainer.args, "loss_type", "") == "grpo")
 
 
 def check_trainer(trainer: Any) -> None:
