@@ -3,8 +3,8 @@
     python examples/train_monitored.py
     opdscope watch runs/train_monitored
 
-The teacher is the student itself, sharpened far too much: it knows nothing that the student does not know. The live monitor sees it, a rule lowers the
-weight, and a second one goes to the context that helps: the same student shown the answer.
+The teacher is an independent model that is worse than the student: after a while it is no better than sharpening. The live monitor sees it, and a
+rule goes to the context in which the same teacher helps: it is shown a worked solution.
 """
 
 from pathlib import Path
@@ -15,30 +15,25 @@ from trl import DistillationConfig
 from opdscope.config import EmbeddedTaskConfig
 from opdscope.models.packaged import resolve_model
 from opdscope.tasks import load_task
+from opdscope.tasks.embedded import EMBEDDED
 from opdscope.training import MonitoredDistillationTrainer, ProbeSet, TaskReward, training_rows, watch
 
 OUT = Path("runs/train_monitored")
-STUDENT, TEACHER = resolve_model("embedded:addition-student-weak"), resolve_model("embedded:addition-teacher")
+STUDENT, TEACHER = resolve_model("embedded:addition-student-strong"), resolve_model("embedded:addition-student-weak")
 
 RULES = {
     "every": 5,
     "least_rollouts": 300,
     "rules": [
-        {
-            "name": "no better than sharpening",
-            "series": "gain_over_null",
-            "below": 0.0,
-            "evaluations": 3,
-            "then": {"action": "switch_context"},
-        },
-        {"name": "it harms", "series": "natural_gain", "below": 0.0, "evaluations": 3, "then": {"action": "lower_weight", "factor": 0.5}},
+        {"name": "no better than sharpening", "series": "gain_over_null", "below": 0.0, "then": {"action": "switch_context"}},
+        {"name": "it harms", "series": "natural_gain", "below": 0.0, "then": {"action": "lower_weight", "factor": 0.5}},
         {"name": "collapse", "series": "success", "falls_by": 0.02, "evaluations": 3, "then": {"action": "stop"}},
     ],
 }
 
 PROBE = {
     "student": {"model_name_or_path": STUDENT},
-    "teachers": [{"name": "independent teacher", "teacher_model_name_or_path": TEACHER}],
+    "teachers": [{"name": "weak teacher", "teacher_model_name_or_path": TEACHER}],
     "task": {"kind": "addition", "num_questions": 24, "seed": 7},
     "objectives": ["reverse_kl"],
     "rollouts": {"num_rollouts": 8, "num_demonstrations": 1, "max_completion_length": 64},
@@ -54,17 +49,15 @@ def main() -> None:
             AutoModelForCausalLM.from_pretrained(STUDENT),
             AutoModelForCausalLM.from_pretrained(TEACHER),
             args=DistillationConfig(
-                output_dir=str(OUT / "trl"), max_steps=150, per_device_train_batch_size=32, learning_rate=3e-4, max_completion_length=64,
+                output_dir=str(OUT / "trl"), max_steps=120, per_device_train_batch_size=32, learning_rate=1e-4, max_completion_length=64,
                 use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], logging_steps=10, save_strategy="no",
             ),
             train_dataset=training_rows(task),
             processing_class=tokenizer,
             reward_func=reward,
-            # a teacher that is shown an answer to another question: it knows how to add and is told something false
-            teacher_prompts={"wrong answer": lambda row: f"A{row['answer'][::-1]}1 {row['prompt']}"},
-            context="wrong answer",
+            teacher_prompts={"solution": lambda row: f"S{EMBEDDED['addition'].worked_solution(row['prompt'][1:-1])} {row['prompt']}"},
         )  # fmt: skip
-        watch(trainer, OUT, rules=RULES, contexts=["plain"], probe=ProbeSet(PROBE, OUT / "probes", every=50, budget=0.3))
+        watch(trainer, OUT, rules=RULES, contexts=["solution"], probe=ProbeSet(PROBE, OUT / "probes", every=50, budget=0.3))
         trainer.train()
     print(f"Look at it: opdscope watch {OUT}")
 

@@ -223,6 +223,56 @@ def show(
 
 
 @app.command()
+def monitor(
+    from_dump: Annotated[
+        Path, typer.Option("--from-dump", help="Rollouts of verl (JSONL) or of TRL (Parquet): a file or a folder.", show_default=False)
+    ],
+    config: Annotated[Path, typer.Option("--config", help="YAML file with student, teachers and questions.", show_default=False)],
+    log_dir: Annotated[Path, typer.Option("--log-dir", help="Where the records go.")] = Path("runs/monitor"),
+    teacher: Annotated[str | None, typer.Option(help="Whose gain; default: the first one.", show_default=False)] = None,
+    reward: Annotated[str | None, typer.Option(help="Column of the reward, where there are several.", show_default=False)] = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Rollouts that a trainer has written down, rescored: the live monitor's series afterwards."""
+    from opdscope.report import render_training
+    from opdscope.store import open_training_log
+    from opdscope.training import monitor_dump
+
+    with _watching(quiet) as watcher:
+        done = monitor_dump(from_dump, config, log_dir, teacher=teacher, reward=reward, overrides=overrides or (), watcher=watcher)
+    left_out = f"; {done.num_unmatched:,} whose prompt holds no known question are left out" if done.num_unmatched else ""
+    _print(render_training(open_training_log(log_dir).tables()))
+    _print(f"{done.num_rollouts:,} rollouts of {done.num_steps} steps, teacher {_inert(done.teacher)}{left_out}. Records: {log_dir}")
+
+
+@app.command()
+def watch(
+    log_dir: Annotated[Path, typer.Argument(metavar="RUN", help="What the trainer's callback logs to.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Print the present state and end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.2, help="Time between two looks.")] = 2.0,
+) -> None:
+    """A training run while it is going on, or afterwards; end with Ctrl-C."""
+    from rich.live import Live
+
+    from opdscope.report import render_training
+    from opdscope.store import open_training_log
+
+    log = open_training_log(log_dir)
+    if once or not Console().is_terminal:
+        _print(render_training(log.tables()))
+        return
+    with Live(render_training(log.tables()), auto_refresh=False, screen=True) as live:
+        try:
+            while True:
+                time.sleep(seconds)
+                live.update(render_training(log.tables()), refresh=True)
+        except KeyboardInterrupt:
+            pass
+    _print(render_training(log.tables()))
+
+
+@app.command()
 def demo(
     model: Annotated[DemoModel, typer.Option(help="embedded: tiny transformers that ship with the package; smollm2: SmolLM2-135M.")] = (
         DemoModel.EMBEDDED

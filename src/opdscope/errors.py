@@ -26,6 +26,10 @@ class RunDirectoryError(OpdscopeError):
     """A run directory cannot be used: another configuration's, another schema version's, or in use by another process."""
 
 
+class RecipeError(OpdscopeError):
+    """A recipe cannot be written or read: missing, damaged, of another version, or made for another tokenizer."""
+
+
 class ShapeError(OpdscopeError, ValueError):
     """Arrays that must agree in shape do not."""
 

@@ -216,6 +216,12 @@ TRAINING_SCHEMAS: Mapping[str, pa.Schema] = {
         num_rollouts=pa.int32(),
         num_unverified=pa.int32(),
         num_steps=pa.float64(),
+        best_share=pa.float64(),
+        best_share_low=pa.float64(),
+        best_share_high=pa.float64(),
+        rl_alignment=pa.float64(),
+        distillation_alignment=pa.float64(),
+        mixed_alignment=pa.float64(),
         monitor_share=pa.float64(),
     ),
     # The same natural gain split by where the token stands: `axis` is depth (position in the response) or entropy (the student's, in nats).

@@ -1,12 +1,19 @@
 """Text of a model's tokens without its weights, and without torch where the model has a tokenizer file."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opdscope.models.packaged import cached_model
 
 Decode = Callable[[Sequence[int]], str]
+
+
+def tokenizer_hash(token_to_id: Mapping[str, int], special_ids: Iterable[int]) -> str:
+    """Hex SHA-256 over the sorted token-to-id map and the special token ids; of a Hugging Face tokenizer, `get_vocab()` and `all_special_ids`."""
+    content = sorted(token_to_id.items()), sorted(special_ids)
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_vocabulary(name_or_path: str, revision: str | None = None) -> Decode | None:

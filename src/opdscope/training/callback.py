@@ -7,11 +7,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from opdscope.core.schedule import Schedule, distillation_weight
 from opdscope.errors import TrainingError
 from opdscope.training.distillation import MonitoredDistillationTrainer
 from opdscope.training.guard import Part, logger
 from opdscope.training.learning_rate import LearningRateFactor
-from opdscope.training.log import Recorder, log_metrics
+from opdscope.training.log import Recorder, log_metrics, reading_metrics, reading_rows
 from opdscope.training.loss import Observer
 from opdscope.training.monitor import FreeMonitor, Reading
 from opdscope.training.probe import ProbeResult, ProbeSet
@@ -27,10 +28,12 @@ from opdscope.training.rules import (
     check_rules,
     load_rules,
 )
-from opdscope.training.steering import Steering, check_trainer
+from opdscope.training.steering import Steering, apply, change_of, check_trainer, mix_of
 
 _EVERY = 10
 """Optimizer steps between evaluations without rules."""
+_LEAST_ROLLOUTS, _CONFIDENCE = 200, 0.9
+"""Of the schedule: from how many rollouts on it is followed, and the level of its intervals."""
 
 
 def watch(
@@ -41,6 +44,8 @@ def watch(
     probe: ProbeSet | None = None,
     contexts: Sequence[str] = (),
     objectives: Sequence[str] = (),
+    schedule: Schedule | None = None,
+    follow_mix: bool = False,
     half_life: float = 20.0,
     budget: float = 0.02,
     every: int | None = None,
@@ -56,6 +61,9 @@ def watch(
         probe: Fixed questions to measure now and then.
         contexts: Contexts that `switch_context` may go to, best first.
         objectives: Objectives that `switch_objective` may go to, best first.
+        schedule: Sets the distillation weight at each evaluation from live success and gain over null (:mod:`opdscope.core.schedule`); a recipe
+            has one, `recipe.schedule.build()`.
+        follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (SDPO) to the best share that the rollouts show.
         half_life: Of the live series, in optimizer steps.
         budget: Most of the training time that the free monitor may take.
         every: Optimizer steps between evaluations; the rules' own setting if there are any, else 10.
@@ -75,6 +83,8 @@ def watch(
     callback.monitor = FreeMonitor(half_life=half_life, budget=budget)
     callback.every = every or (_EVERY if book is None else book.config.every)
     callback.best_path = Path(log_dir) / "best" if keep_best else None
+    callback.schedule, callback.follow_mix = schedule, follow_mix
+    callback.monitor.mix = mix_of(trainer)
     callback.attach()
     return callback
 
@@ -86,14 +96,19 @@ class WatchingCallback(TrainerCallback):
         self.trainer, self.recorder, self.book, self.probe, self.steering = trainer, recorder, book, probe, steering
         self.monitor = FreeMonitor()
         """The free monitor."""
+        self.schedule: Schedule | None = None
+        """Of the distillation weight; None to leave it to the rules."""
+        self.follow_mix = False
+        """Take the weight from the best mix."""
         self.every = _EVERY
         """Optimizer steps between evaluations."""
         self.best_path: Path | None = None
         """Where the best weights are kept; None not to."""
-        self.parts = {name: Part(name) for name in ("monitor", "probe set", "rules", "log", "best checkpoint")}
+        self.parts = {name: Part(name) for name in ("monitor", "probe set", "rules", "schedule", "log", "best checkpoint")}
         """What is on and what has failed."""
         self._probed: ProbeResult | None = None
         self._best = -math.inf
+        self._recorded = -1
 
     def attach(self) -> None:
         """Add the callback and its observer to the trainer.
@@ -104,12 +119,26 @@ class WatchingCallback(TrainerCallback):
         trainer = self.trainer
         if self.book is not None:
             check_rules(self.book.config, self._situation())
+        self._check_schedule()
         observers = getattr(trainer, "observers", None)
         if observers is not None:
             observers.append(self._guarded(self.monitor.observe))
         if self.steering.can_weigh and not isinstance(trainer, MonitoredDistillationTrainer):
             trainer.add_callback(LearningRateFactor(trainer, self.steering))
         trainer.add_callback(self)
+
+    def _check_schedule(self) -> None:
+        rules = () if self.book is None else self.book.config.rules
+        if self.follow_mix and (self.monitor.mix is None or self.schedule is not None):
+            raise TrainingError(
+                "follow_mix needs a trainer that mixes distillation with a policy loss over groups of 3 or more, such as SDPO, and no schedule"
+            )
+        if self.schedule is None and not self.follow_mix:
+            return
+        if not self.steering.can_weigh or not getattr(self.trainer, "has_outcomes", False):
+            raise TrainingError("a schedule needs a trainer with a distillation weight whose responses are verified; leave it out")
+        if any(isinstance(rule.then, LowerWeight | RaiseWeight) for rule in rules):
+            raise TrainingError("the schedule sets the distillation weight and a rule would too; leave out one of them")
 
     def _guarded(self, observe: Observer) -> Observer:
         part = self.parts["monitor"]
@@ -149,6 +178,8 @@ class WatchingCallback(TrainerCallback):
         if monitor.is_on:
             with monitor.trying():
                 self.monitor.end_step()
+                if state.global_step >= state.max_steps:
+                    self.monitor.flush()
         if self.probe is not None and probe.is_on:
             with probe.trying():
                 self._probe(self.probe, state.global_step)
@@ -160,8 +191,9 @@ class WatchingCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self.parts["monitor"].trying():
-            self.monitor.flush()
-            self._record(state.global_step, self.monitor.reading())
+            if self._recorded != state.global_step:
+                self.monitor.flush()
+                self._record(state.global_step, self.monitor.reading())
         with self.parts["log"].trying():
             self.recorder.write(state.global_step, now=True)
 
@@ -180,10 +212,23 @@ class WatchingCallback(TrainerCallback):
             with self.parts["rules"].trying():
                 decision = self.book.decide(self._series(reading))
                 if decision is not None:
-                    self._act(self.book.config.dry or getattr(args, "world_size", 1) > 1, decision, step, control)
+                    self._act(decision, step, control, dry=self.book.config.dry or getattr(args, "world_size", 1) > 1)
+        if reading is not None and self.parts["schedule"].is_on:
+            with self.parts["schedule"].trying():
+                self._follow(reading)
         if self.parts["log"].is_on:
             with self.parts["log"].trying():
                 self.recorder.write(step, now=control.should_training_stop)
+
+    def _follow(self, reading: Reading) -> None:
+        """Take the weight from what the run shows; before there is enough to see, it stays at the beginning's."""
+        if reading.num_rollouts < _LEAST_ROLLOUTS:
+            return
+        if self.schedule is not None:
+            high = reading.interval("gain_over_null", _CONFIDENCE)[1]
+            self.steering.weight = distillation_weight(self.schedule, reading.success, reading.gain_over_null, high)
+        elif self.follow_mix and math.isfinite(reading.best_share):
+            self.steering.weight = reading.best_share
 
     def _series(self, reading: Reading | None) -> dict[str, tuple[float, float]]:
         live = {} if reading is None else {name: (getattr(reading, name), getattr(reading, f"{name}_error")) for name in SERIES}
@@ -193,48 +238,22 @@ class WatchingCallback(TrainerCallback):
         self._probed = None  # a probe is looked at once, at the evaluation after it
         return {**live, **{f"probe.{name}": pair for name, pair in probed.items()}}
 
-    def _act(self, dry: bool, decision: Decision, step: int, control: Any) -> None:
-        action, steering = decision.rule.then, self.steering
-        before, after = "", ""
-        match action:
-            case LowerWeight(factor=factor, floor=floor):
-                before, after = f"{steering.weight:g}", f"{max(steering.weight * factor, min(floor, steering.weight)):g}"
-            case RaiseWeight(factor=factor, ceiling=ceiling):
-                before, after = f"{steering.weight:g}", f"{min(steering.weight * factor, max(ceiling, steering.weight)):g}"
-            case Stop():
-                before, after = "training", "stopped"
-            case _:
-                kind = action.action.removeprefix("switch_")
-                before, after = getattr(steering, kind), steering.next_of(kind) or ""
-        if not after or after == before:
+    def _act(self, decision: Decision, step: int, control: Any, *, dry: bool) -> None:
+        change = change_of(decision.rule.then, self.steering)
+        if change is None:
             return
-        row = {"step": step, "rule": decision.rule.name, "action": action.action, "before": before, "after": after}
-        self.recorder.add("training_actions", {**row, "reason": decision.reason, "dry": dry})
-        verb = "would take" if dry else "takes"
-        logger.warning(
-            "opdscope: step %d: rule %r %s %s from %s to %s: %s",
-            step,
-            decision.rule.name,
-            verb,
-            action.action,
-            before,
-            after,
-            decision.reason,
+        self.recorder.add(
+            "training_actions", {"step": step, "rule": decision.rule.name, **vars(change), "reason": decision.reason, "dry": dry}
         )
-        if not dry:
-            self._apply(action, after, control)
-
-    def _apply(self, action: Any, after: str, control: Any) -> None:
-        match action:
-            case LowerWeight() | RaiseWeight():
-                self.steering.weight = float(after)
-            case Stop():
-                control.should_training_stop = True
-            case _:
-                self.steering.switch(action.action.removeprefix("switch_"), after)
-                self.monitor.restart()
-                if self.book is not None:
-                    self.book.forget(("natural_gain", "gain_over_null"))
+        logger.warning("opdscope: step %d: rule %r%s %s: %s", step, decision.rule.name, ", dry:" if dry else ":", change, decision.reason)
+        if dry:
+            return
+        if isinstance(decision.rule.then, Stop):
+            control.should_training_stop = True
+        elif apply(change, self.steering):
+            self.monitor.restart()
+            if self.book is not None:
+                self.book.forget(("natural_gain", "gain_over_null"))
 
     def _keep_best(self, reading: Reading, path: Path) -> None:
         """Save the weights where success is higher than at the last saved ones, by more than its own error."""
@@ -256,30 +275,14 @@ class WatchingCallback(TrainerCallback):
     def _record(self, step: int, reading: Reading) -> None:
         if reading.num_rollouts == 0:
             return
-        numbers = {name: value for name, value in vars(reading).items() if name != "bins"}
-        self.recorder.add(
-            "training_steps",
-            {
-                "step": step, "objective": self.steering.objective, "context": self.steering.context,
-                "distillation_weight": self.steering.weight, **numbers, "monitor_share": self.monitor.share,
-            },
-        )  # fmt: skip
-        metrics = {**numbers, "distillation_weight": self.steering.weight, "monitor_share": self.monitor.share}
-        for axis, low, high, gain, error, tokens in reading.bins:
-            self.recorder.add(
-                "training_bins",
-                {
-                    "step": step,
-                    "axis": axis,
-                    "low": low,
-                    "high": high,
-                    "natural_gain": gain,
-                    "natural_gain_error": error,
-                    "num_tokens": tokens,
-                },
-            )
-            metrics[f"natural_gain/{axis}_{low:g}_{high:g}"] = gain
-        log_metrics(self.trainer, metrics)
+        self._recorded = step
+        state = {
+            "objective": self.steering.objective, "context": self.steering.context, "distillation_weight": self.steering.weight,
+            "monitor_share": self.monitor.share,
+        }  # fmt: skip
+        for name, row in reading_rows(step, reading, state):
+            self.recorder.add(name, row)
+        log_metrics(self.trainer, reading_metrics(reading, state))
 
 
 def _num_steps(trainer: Any) -> int:

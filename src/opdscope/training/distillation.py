@@ -4,8 +4,7 @@ Everything else is TRL's: generation, accumulation, chunked loss, logging. Two o
 :func:`opdscope.training.loss.check_kernel` refuses a version in which they mean something else.
 """
 
-import hashlib
-import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
 from opdscope.errors import TrainingError
+from opdscope.training.curriculum import curriculum_order, question_key, question_number
 from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.loss import LossRequest, Observer, TokenWeights, beta_of, check_kernel, objective_of, weighted_divergence_loss
 
@@ -46,6 +46,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         teacher_temperature: float = 1.0,
         outcome_weights: Mapping[str, float] | None = None,
         token_weights: TokenWeights | None = None,
+        curriculum: Sequence[Sequence[str]] = (),
         distillation_weight: float = 1.0,
         observers: Sequence[Observer] = (),
         **kwargs: Any,
@@ -60,8 +61,10 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             objective: Of :mod:`opdscope.core.divergences`; None takes `args.beta`. See :attr:`objective`.
             teacher_temperature: Of the teacher's softmax on top of the policy's: with the student as its own teacher, < 1 is the sharpened and > 1
                 the flattened null.
-            outcome_weights: Weight of the tokens of `correct`, `incorrect` (reward below 0.5) and `unverifiable` responses; 1 if not given.
+            outcome_weights: Weight of the tokens of `correct`, `incorrect` (reward below 0.5), `truncated` (incorrect and cut off) and `unverifiable`
+                responses; 1 if not given.
             token_weights: From the tokens of a batch to their weights; multiplied with the others.
+            curriculum: Batches of question ids, in the order in which they are trained on, equally long; the data set needs `question_id`.
             distillation_weight: Factor λ ≥ 0 of the learning rate; see :attr:`distillation_weight`.
             observers: Are shown every batch's tokens, such as the live monitor.
             **kwargs: Keyword arguments of TRL's trainer.
@@ -80,6 +83,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         self.question_ids: dict[int, str] = {}
         """Id of each question seen so far, by its number."""
         self._request: Mapping[str, torch.Tensor] | None = None
+        self._curriculum = curriculum
         super().__init__(*args, **kwargs)
         if self.teacher_model is self.model:
             raise TrainingError(
@@ -140,6 +144,8 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
                 f"teacher_temperature must be positive, and 1 where the teacher caps its logits, found {self.teacher_temperature}"
             )
         columns = getattr(self.train_dataset, "column_names", None) or []
+        if self._curriculum and "question_id" not in columns:
+            raise TrainingError("a curriculum needs a data set of known length with the column 'question_id'")
         for name, prompt in self._teacher_prompts.items():
             if isinstance(prompt, str) and columns and prompt not in columns:
                 raise TrainingError(f"context {name!r} wants the column {prompt!r}, and the data set has {', '.join(columns)}")
@@ -158,6 +164,8 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         self.question_ids.update((number, question_key(row)) for number, row in zip(numbers, inputs, strict=True))
         batch["questions"] = torch.tensor(numbers, device=device)
         batch["outcomes"] = torch.tensor(self._outcomes(inputs, batch), dtype=torch.float32, device=device)
+        ends = torch.tensor(self.eos_token_ids, device=device)
+        batch["truncated"] = ~(torch.isin(batch["completion_ids"], ends) & batch["completion_mask"].bool()).any(dim=1)
         batch.update(self._teacher_rows(inputs, device))
         return batch
 
@@ -200,7 +208,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             outcomes=inputs["outcomes"],
             questions=inputs["questions"],
             has_context=inputs["has_context"],
-            row_weights=self._weights_by_outcome(inputs["outcomes"]),
+            row_weights=self._weights_by_outcome(inputs["outcomes"], inputs["truncated"]),
             token_weights=self._token_weights,
             observers=tuple(self.observers),
             teacher_temperature=self.teacher_temperature,
@@ -211,9 +219,26 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         finally:
             self._request = None
 
-    def _weights_by_outcome(self, outcomes: torch.Tensor) -> torch.Tensor:
-        weights = torch.where(outcomes >= 0.5, self._outcome_weights["correct"], self._outcome_weights["incorrect"])
-        return torch.where(torch.isnan(outcomes), self._outcome_weights["unverifiable"], weights)
+    def _weights_by_outcome(self, outcomes: torch.Tensor, truncated: torch.Tensor) -> torch.Tensor:
+        own = self._outcome_weights
+        wrong = torch.where(truncated, own["truncated"], own["incorrect"])
+        return torch.where(torch.isnan(outcomes), own["unverifiable"], torch.where(outcomes >= 0.5, own["correct"], wrong))
+
+    def get_train_dataloader(self) -> Any:
+        """TRL's, over the rows in the order of the curriculum if there is one."""
+        if not self._curriculum:
+            return super().get_train_dataloader()
+        args, whole = self.args, self.train_dataset
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(whole) / self._rows_per_step())
+        order = curriculum_order(whole["question_id"], self._curriculum, steps * self._rows_per_step(), args.seed)
+        self.train_dataset, self.shuffle_dataset = whole.select(order), False
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = whole
+
+    def _rows_per_step(self) -> int:
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _get_last_hidden_state(
         self, unwrapped_model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **multimodal: Any
@@ -244,19 +269,8 @@ def self_teacher(model: Any, *, live: bool) -> Any:
     return teacher if live else teacher.requires_grad_(False)
 
 
-def question_key(row: Mapping[str, Any]) -> str:
-    """Id of a data set row's question: its `question_id`, or else its prompt as text."""
-    given = row.get("question_id")
-    return str(given) if given is not None else json.dumps(row["prompt"], sort_keys=True, default=str)
-
-
-def question_number(row: Mapping[str, Any]) -> int:
-    """A stable 63-bit number of a row's question, the same in every process and every run."""
-    return int.from_bytes(hashlib.blake2b(question_key(row).encode(), digest_size=8).digest()) >> 1
-
-
 def _checked_outcomes(weights: Mapping[str, float], has_outcomes: bool) -> dict[str, float]:
-    known = {"correct": 1.0, "incorrect": 1.0, "unverifiable": 1.0}
+    known = {"correct": 1.0, "incorrect": 1.0, "truncated": weights.get("incorrect", 1.0), "unverifiable": 1.0}
     unknown = sorted(set(weights) - set(known))
     if unknown:
         raise TrainingError(f"outcome_weights: unknown class {unknown[0]!r}; there are {', '.join(known)}")

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opdscope.records import to_table
 from opdscope.store import TrainingLog
+from opdscope.training.monitor import Reading
 
 _SECONDS_BETWEEN_WRITES = 2.0
 """Rows wait for so long at most while training goes on: a file is synced to disk, which takes milliseconds."""
@@ -23,6 +24,7 @@ class Recorder:
         self.log = TrainingLog(path)
         """Where the parts go."""
         self._rows: dict[str, list[Mapping[str, Any]]] = {}
+        self._kept: tuple[int, dict[str, list[Mapping[str, Any]]]] = (-1, {})
         self._written = time.monotonic()
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
@@ -33,9 +35,11 @@ class Recorder:
         """Write what waits, if it has waited for long enough or has to be written now."""
         if not self._rows or (not now and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES):
             return
+        if self._kept[0] == step:  # a part is named by its step: what it holds already is written again with the rest
+            self._rows = {name: [*self._kept[1].get(name, []), *self._rows.get(name, [])] for name in {**self._kept[1], **self._rows}}
         for name, rows in self._rows.items():
             self.log.write(name, step, to_table(name, rows))
-        self._rows, self._written = {}, time.monotonic()
+        self._kept, self._rows, self._written = (step, self._rows), {}, time.monotonic()
 
 
 def log_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
@@ -50,3 +54,25 @@ def log_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
             collected["train"][name].append(value)
     elif finite:
         trainer.log(finite)
+
+
+def reading_rows(step: int, reading: Reading, state: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A reading as rows of `training_steps` and `training_bins`, with the table's name.
+
+    Args:
+        step: Optimizer step.
+        reading: Of the monitor.
+        state: Columns that the monitor does not know: objective, context, distillation_weight, monitor_share.
+    """
+    yield "training_steps", {"step": step, **state, **{name: value for name, value in vars(reading).items() if name != "bins"}}
+    for axis, low, high, gain, error, tokens in reading.bins:
+        yield (
+            "training_bins",
+            {"step": step, "axis": axis, "low": low, "high": high, "natural_gain": gain, "natural_gain_error": error, "num_tokens": tokens},
+        )
+
+
+def reading_metrics(reading: Reading, state: Mapping[str, Any]) -> dict[str, float]:
+    """The same as numbers for a trainer's log."""
+    numbers = {name: value for name, value in {**vars(reading), **state}.items() if isinstance(value, int | float)}
+    return {**numbers, **{f"natural_gain/{axis}_{low:g}_{high:g}": gain for axis, low, high, gain, _, _ in reading.bins}}

@@ -44,7 +44,7 @@ class ScoredRows:
     has_context: torch.Tensor
     """False where the teacher has no context for the question, so that the row has weight 0, [row]."""
     questions: torch.Tensor
-    """Number of each response's question, from :func:`opdscope.training.distillation.question_number`, [row]."""
+    """Number of each response's question, from :func:`opdscope.training.curriculum.question_number`, [row]."""
     num_rows: int
     """Responses in the batch."""
 

@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from opdscope.core.streaming import Series, combined_error, sharpening_factor, step_gain
 from opdscope.training.loss import ScoredRows
+from opdscope.training.mixing import LiveMix
 
 DEPTH_EDGES = (0.0, 8.0, 32.0, 128.0, 512.0, 2048.0, float("inf"))
 """Of the depth bins, in tokens from the beginning of the response."""
@@ -24,7 +25,7 @@ ENTROPY_EDGES = (0.0, 0.05, 0.5, 1.5, float("inf"))
 
 _DEPTHS, _ENTROPIES = len(DEPTH_EDGES) - 1, len(ENTROPY_EDGES) - 1
 _GAIN, _NULL, _DIFFERENCE, _FIRST_BIN = 0, 1, 2, 3
-_SUMS = ("signal", "sharpening", "squared", "reverse_kl", "entropy", "tokens")
+_SUMS = ("signal", "sharpening", "squared", "reverse_kl", "entropy", "tokens", "signal_squared")
 _LARGEST_STRIDE = 64
 
 
@@ -76,6 +77,18 @@ class Reading:
     """Of these, without an outcome."""
     num_steps: float
     """How many equally weighted steps the means are worth."""
+    best_share: float
+    """Weight of distillation, against reinforcement learning, with the largest predicted gain per size of the push; NaN without a mix."""
+    best_share_low: float
+    """Lower end of its interval."""
+    best_share_high: float
+    """Upper end."""
+    rl_alignment: float
+    """Cosine with the ideal gradient, in the Fisher metric, of GRPO's expected gradient."""
+    distillation_alignment: float
+    """Of the distillation gradient."""
+    mixed_alignment: float
+    """Of their best mix; chosen on the same rollouts, and so a little too high."""
     bins: tuple[tuple[str, float, float, float, float, float], ...]
     """axis, low, high, natural gain, its error, tokens a response."""
 
@@ -94,6 +107,10 @@ class FreeMonitor:
     """Optimizer steps after which a step counts half."""
     budget: float = 0.02
     """Most of the training time that may be spent here; beyond it only every second, fourth, … step is read."""
+    mix: LiveMix | None = None
+    """Of reinforcement learning and distillation, where the trainer mixes them."""
+    confidence: float = 0.9
+    """Level of the intervals of the mix."""
     seconds: float = 0.0
     """Spent here so far, and since the last change of stride."""
     stride: int = 1
@@ -114,6 +131,8 @@ class FreeMonitor:
         self._bin_tokens = Series(decay)
         self._num_rollouts = self._num_unverified = 0
         self._batches, self._waiting = [], []
+        if self.mix is not None:
+            self.mix.restart()
 
     @property
     def share(self) -> float:
@@ -168,6 +187,8 @@ class FreeMonitor:
         )
         if known.sum() < 3:
             return
+        if self.mix is not None:
+            self.mix.take(outcomes.astype(float), questions, totals[:, 0], totals[:, 6], totals[:, 5])
         gain = step_gain(outcomes.astype(float), questions, _features(totals.astype(float), bins.astype(float)))
         self._gains = self._gains.advance(gain.value, gain.error, gain.num_verified)
         self._success = self._success.advance(*_success(outcomes[known].astype(float)), gain.num_verified)
@@ -194,6 +215,17 @@ class FreeMonitor:
             num_unverified=self._num_unverified,
             num_steps=self._gains.num_steps,
             bins=tuple(self._bins()) if has_gain else (),
+            **self._mix(),
+        )
+
+    def _mix(self) -> dict[str, float]:
+        found = None if self.mix is None else self.mix.reading(self.confidence)
+        names = ("best_share", "best_share_low", "best_share_high", "rl_alignment", "distillation_alignment", "mixed_alignment")
+        if found is None:
+            return dict.fromkeys(names, float("nan"))
+        share = found.share
+        return dict(
+            zip(names, (share.value, share.low, share.high, found.rl.value, found.distillation.value, found.mixed.value), strict=True)
         )
 
     def _bins(self) -> list[tuple[str, float, float, float, float, float]]:
@@ -220,15 +252,13 @@ def _success(outcomes: Float[np.ndarray, "rollout"]) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _reduce(rows: ScoredRows) -> _Sums:
-    values = torch.stack(
-        [rows.signal, rows.sharpening_signal, rows.sharpening_signal**2, rows.reverse_kl, rows.entropy, torch.ones_like(rows.signal)],
-        dim=-1,
-    )
+    sharpening, ones = rows.sharpening_signal, torch.ones_like(rows.signal)
+    values = torch.stack([rows.signal, sharpening, sharpening**2, rows.reverse_kl, rows.entropy, ones, rows.signal**2], dim=-1)
     totals = values.new_zeros(rows.num_rows, len(_SUMS)).index_add_(0, rows.row, values)
     depth = torch.bucketize(rows.position.float(), torch.tensor(DEPTH_EDGES[1:-1], device=values.device), right=True)
     entropy = torch.bucketize(rows.entropy, torch.tensor(ENTROPY_EDGES[1:-1], device=values.device), right=True)
     place = depth * _ENTROPIES + entropy
     size = _DEPTHS * _ENTROPIES
     bins = values.new_zeros(rows.num_rows * size).index_add_(0, rows.row * size + place, rows.signal)
-    tokens = values.new_zeros(size).index_add_(0, place, torch.ones_like(rows.signal))
+    tokens = values.new_zeros(size).index_add_(0, place, ones)
     return _Sums(totals, bins.reshape(rows.num_rows, size), tokens, rows.outcomes, rows.has_context, rows.questions)

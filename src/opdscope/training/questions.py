@@ -1,26 +1,26 @@
 """A task's questions as a trainer's data set, and its verifier as a reward function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 
 from opdscope.config import CONTEXTS, PromptFormat
-from opdscope.contexts import Demonstration, build_context, fill
+from opdscope.contexts import Demonstration, attempts_by_question, build_context, fill
 from opdscope.errors import TrainingError
 from opdscope.records import Outcome
 from opdscope.tasks import Task, VerifierPool, VerifyItem
 
 
 def training_rows(
-    task: Task, prompts: PromptFormat | None = None, demonstrations: Mapping[str, Demonstration] | None = None, *, chat: bool = False
+    task: Task, prompts: PromptFormat | None = None, demonstrations: Sequence[Demonstration] = (), *, chat: bool = False
 ) -> Dataset:
     """One row a question: `question_id`, `prompt`, `answer`, `metadata`, and a teacher's prompt per context, `teacher_answer` and so on.
 
     Args:
         task: The questions.
         prompts: Wording; None takes the task's own.
-        demonstrations: A correct solution per question, for the contexts that show one; questions without one have None there.
+        demonstrations: The student's attempts, for the contexts that show some; questions without them have None there.
         chat: Prompts as messages, for a model with a chat template; else as text.
     """
     wording = prompts or task.prompt_format
@@ -31,11 +31,10 @@ def training_rows(
         system = [] if wording.system is None else [{"role": "system", "content": wording.system}]
         return [*system, {"role": "user", "content": text}]
 
+    attempts = attempts_by_question(demonstrations)
     rows: list[dict[str, Any]] = []
     for index, question in enumerate(task.questions):
-        contexts = {
-            kind: build_context(kind, index, task.questions, wording, demonstrations or {}).text for kind in CONTEXTS if kind != "plain"
-        }
+        contexts = {kind: build_context(kind, index, task.questions, wording, attempts).text for kind in CONTEXTS if kind != "plain"}
         rows.append(
             {
                 "question_id": question.question_id,

@@ -6,6 +6,8 @@ from typing import Any
 
 from opdscope.errors import TrainingError
 from opdscope.training.distillation import MonitoredDistillationTrainer
+from opdscope.training.mixing import LiveMix
+from opdscope.training.rules import Action, LowerWeight, RaiseWeight, Stop, Switch
 
 _BY_LEARNING_RATE = ("DistillationTrainer", "GKDTrainer", "SDFTTrainer")
 """Trainers of a pure distillation loss: their weight is a factor of the learning rate."""
@@ -93,8 +95,57 @@ class Steering:
         setattr(self, plural, tuple(other for other in getattr(self, plural) if other not in names))
 
 
+@dataclass(frozen=True)
+class Change:
+    """What an action would change."""
+
+    action: str
+    """As the rule names it."""
+    before: str
+    """The present state."""
+    after: str
+    """The next one."""
+
+    def __str__(self) -> str:
+        """For the log."""
+        return f"{self.action} from {self.before} to {self.after}"
+
+
+def change_of(action: Action, steering: Steering) -> Change | None:
+    """What an action would change now; None if nothing."""
+    match action:
+        case LowerWeight(factor=factor, floor=floor):
+            before, after = f"{steering.weight:g}", f"{max(steering.weight * factor, min(floor, steering.weight)):g}"
+        case RaiseWeight(factor=factor, ceiling=ceiling):
+            before, after = f"{steering.weight:g}", f"{min(steering.weight * factor, max(ceiling, steering.weight)):g}"
+        case Stop():
+            before, after = "training", "stopped"
+        case Switch():
+            kind = action.action.removeprefix("switch_")
+            before, after = getattr(steering, kind), steering.next_of(kind) or ""
+    return Change(action.action, before, after) if after and after != before else None
+
+
+def apply(change: Change, steering: Steering) -> bool:
+    """Make a change of weight, context or objective; True if what is measured is another thing from now on."""
+    if change.action.endswith("_weight"):
+        steering.weight = float(change.after)
+        return False
+    steering.switch(change.action.removeprefix("switch_"), change.after)
+    return True
+
+
 def _is_any(trainer: Any, names: Sequence[str]) -> bool:
     return any(base.__name__ in names for base in type(trainer).__mro__)
+
+
+def mix_of(trainer: Any) -> LiveMix | None:
+    """The live mix of a trainer that mixes distillation with a policy loss over groups; None for any other."""
+    groups = getattr(trainer, "num_generations", 1)
+    if not _is_any(trainer, _BY_LOSS) or groups < 3:
+        return None
+    scaled = getattr(trainer, "scale_rewards", "group") not in ("none", False)
+    return LiveMix(groups, scaled, by_length=getattr(trainer.args, "loss_type", "") == "grpo")
 
 
 def check_trainer(trainer: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from opdscope.errors import ModelError
 from opdscope.models.base import Sampler, Scorer
 from opdscope.models.transformers.head import OutputHead
+from opdscope.models.vocabulary import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions by name."""
@@ -94,8 +95,7 @@ class LanguageModel:
     @property
     def tokenizer_hash(self) -> str:
         """Hex SHA-256 over the sorted token-to-id map and the special token ids."""
-        content = sorted(self.token_to_id.items()), sorted(self.tokenizer.all_special_ids)
-        return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()
+        return tokenizer_hash(self.token_to_id, self.tokenizer.all_special_ids)
 
     def render_prompt(self, user: str, system: str | None = None) -> tuple[str, tuple[int, ...]]:
         """The text that the model is shown for a question, and its token ids.

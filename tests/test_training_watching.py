@@ -1,0 +1,283 @@
+"""Watching real runs: the monitor's numbers, what it leaves alone, and what is stored."""
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from fixtures.training import NOISE, arguments, chain_rows, model, right_answer, tokenizer
+from opdscope.core.streaming import step_gain
+from opdscope.errors import RunDirectoryError, TrainingError
+from opdscope.records import TRAINING_SCHEMAS
+from opdscope.report import render_training
+from opdscope.store import TrainingLog, open_run, open_training_log
+from opdscope.summary import summarize
+from opdscope.training import MonitoredDistillationTrainer, ProbeSet, watch
+from opdscope.training.guard import Part, undisturbed
+from opdscope.training.loss import ScoredRows
+from opdscope.training.mixing import LiveMix
+from opdscope.training.monitor import FreeMonitor
+from opdscope.training.steering import check_trainer
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
+
+PROBE = {
+    "student": {"model_name_or_path": "embedded:chain-student-weak"},
+    "teachers": [{"name": "teacher", "teacher_model_name_or_path": "embedded:chain-teacher"}],
+    "task": {"kind": "chain", "num_questions": 6, "seed": 3},
+    "objectives": ["reverse_kl"],
+    "rollouts": {"num_rollouts": 4, "num_demonstrations": 1, "max_completion_length": 48},
+    "engine": {"verifier_workers": 1},
+}
+
+
+def trainer(folder: Path, steps: int = 4, settings: dict[str, Any] | None = None, **options: Any) -> MonitoredDistillationTrainer:
+    return MonitoredDistillationTrainer(
+        model("chain-student-weak"),
+        model("chain-teacher"),
+        args=arguments(folder / "trl", max_steps=steps, **(settings or {})),
+        train_dataset=chain_rows(),
+        processing_class=tokenizer(),
+        reward_func=right_answer,
+        **options,
+    )
+
+
+def weights(run: Any) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in run.model.parameters()]
+
+
+def random_rows(seed: int, num_rows: int = 12, length: int = 40) -> ScoredRows:
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.arange(num_rows).repeat_interleave(length)
+    draw = lambda: torch.randn(len(row), generator=generator)  # noqa: E731
+    return ScoredRows(
+        row=row, position=torch.arange(length).repeat(num_rows), token_ids=row, student_logprob=-draw().abs(), teacher_logprob=-draw().abs(),
+        entropy=draw().abs(), divergence=draw().abs(), signal=draw(), reverse_kl=draw().abs(),
+        outcomes=(torch.rand(num_rows, generator=generator) < 0.5).float(), has_context=torch.ones(num_rows, dtype=torch.bool),
+        questions=torch.arange(num_rows), num_rows=num_rows,
+    )  # fmt: skip
+
+
+def test_the_monitors_gain_is_screenings_and_its_bins_add_up():
+    monitor, rows = FreeMonitor(), random_rows(0)
+    monitor.observe(rows, torch.ones_like(rows.signal))
+    monitor.end_step()
+    monitor.flush()
+    reading = monitor.reading()
+    pushes = rows.signal.reshape(rows.num_rows, -1).sum(1).double().numpy()[None]
+    expected = step_gain(rows.outcomes.double().numpy(), rows.questions.numpy(), pushes)
+    assert reading.natural_gain == pytest.approx(expected.value[0], rel=1e-4)
+    assert reading.natural_gain_error == pytest.approx(expected.error[0], rel=1e-4)
+    for axis in ("depth", "entropy"):
+        own = [bin for bin in reading.bins if bin[0] == axis]
+        assert sum(bin[3] for bin in own) == pytest.approx(reading.natural_gain, rel=1e-3)
+        assert sum(bin[5] for bin in own) == pytest.approx(40)
+    assert reading.reverse_kl == pytest.approx(float(rows.reverse_kl.sum()) / rows.num_rows, rel=1e-4)
+
+
+def test_micro_batches_make_one_step():
+    whole, parts, rows = FreeMonitor(), FreeMonitor(), [random_rows(1), random_rows(2)]
+    for monitor in (whole, parts):
+        for batch in rows:
+            monitor.observe(batch, torch.ones_like(batch.signal))
+        monitor.end_step()
+        monitor.flush()
+    assert whole.reading().num_rollouts == 24
+    assert whole.reading().num_steps == pytest.approx(1.0)
+
+
+def test_the_mix_of_two_pushes_finds_the_useful_one():
+    """Four questions, eight rollouts each: one teacher pushes at random, the other along the outcome."""
+    rng = np.random.default_rng(0)
+    shares = {}
+    for strength in (0.0, 1.0):
+        live = LiveMix(8, scale_rewards=False)
+        for _ in range(30):
+            questions = np.repeat(np.arange(4), 8)
+            outcomes = (rng.random(32) < 0.5).astype(float)
+            pushes = rng.normal(size=32) + strength * 4 * (outcomes - 0.5)
+            live.take(outcomes, questions, pushes, np.full(32, 1.0 + 4 * strength), np.full(32, 20.0))
+        found = live.reading(0.9)
+        assert found is not None
+        # Dr. GRPO's expected gradient is the ideal one times 7/8 on every question: nothing is better aligned
+        assert found.rl.value == pytest.approx(1.0, abs=0.02)
+        shares[strength] = found.share
+    assert shares[0.0].low <= 0.05
+    assert shares[0.0].value < 0.2
+
+
+def test_the_monitor_reads_less_when_it_is_too_slow():
+    monitor = FreeMonitor(budget=0.02)
+    for _ in range(32):
+        monitor.end_step()
+    monitor.seconds, monitor.stride = 1e6, 1
+    for _ in range(32):
+        monitor.end_step()
+    assert monitor.stride == 2
+
+
+def test_a_watched_run_is_the_unwatched_run_and_is_stored(tmp_path: Path):
+    plain = trainer(tmp_path)
+    plain.train()
+    watched = trainer(tmp_path)
+    callback = watch(watched, tmp_path / "log", every=2, probe=ProbeSet(PROBE, tmp_path / "probes", every=3, budget=1.0))
+    watched.train()
+    assert all(torch.equal(x, y) for x, y in zip(weights(plain), weights(watched), strict=True))
+    assert all(part.is_on for part in callback.parts.values())
+    tables = open_training_log(tmp_path / "log").tables()
+    assert tables["training_steps"]["step"].to_pylist() == [2, 4]
+    assert tables["training_steps"]["num_rollouts"].to_pylist() == [
+        16,
+        64,
+    ]  # the batch of the present step is read at the next one, or at the end
+    assert set(tables["training_bins"]["axis"].to_pylist()) == {"depth", "entropy"}
+    logged = [entry for entry in watched.state.log_history if "opdscope/natural_gain" in entry]
+    assert len(logged) >= 2
+    assert (tmp_path / "log" / "best" / "model.safetensors").is_file()
+    probes = tables["training_probes"].to_pylist()
+    assert [row["step"] for row in probes] == [3]
+    run = open_run(probes[-1]["run"])
+    assert summarize(run.tables(), run.config).data["teachers"][0]["natural_gain"]["value"] is not None
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(render_training(tables))
+    text = console.export_text()
+    assert "Step 4 · reverse_kl · context plain · weight 1" in text
+    assert "Probe set" in text
+    assert "Where the natural gain comes from" in text
+
+
+def test_rules_steer_and_stop_and_say_why(tmp_path: Path):
+    rules = {
+        "every": 1,
+        "least_rollouts": 0,
+        "rules": [
+            {
+                "name": "less",
+                "series": "success",
+                "below": 2.0,
+                "evaluations": 1,
+                "most": 1,
+                "then": {"action": "lower_weight", "factor": 0.25},
+            },
+            {"name": "away", "series": "success", "below": 2.0, "evaluations": 2, "most": 1, "then": {"action": "switch_context"}},
+            {"name": "enough", "series": "success", "below": 2.0, "evaluations": 3, "then": {"action": "stop"}},
+        ],
+    }
+    run = trainer(tmp_path, 20, teacher_prompts={"told": "told"})
+    watch(run, tmp_path / "log", rules=rules, contexts=["told"], keep_best=False)
+    run.train()
+    actions = open_training_log(tmp_path / "log").table("training_actions").to_pylist()
+    assert [(row["action"], row["before"], row["after"]) for row in actions] == [
+        ("lower_weight", "1", "0.25"), ("switch_context", "plain", "told"), ("stop", "training", "stopped"),
+    ]  # fmt: skip
+    assert run.state.global_step == actions[-1]["step"] < 20
+    assert (run.distillation_weight, run.context) == (0.25, "told")
+    assert all("success [" in row["reason"] for row in actions)
+
+
+def test_dry_rules_only_report(tmp_path: Path):
+    run = trainer(tmp_path, 4)
+    rule = {"name": "less", "series": "success", "below": 2.0, "evaluations": 1, "then": {"action": "lower_weight"}}
+    watch(run, tmp_path / "log", rules={"every": 1, "least_rollouts": 0, "dry": True, "rules": [rule]})
+    run.train()
+    (row, *_) = open_training_log(tmp_path / "log").table("training_actions").to_pylist()
+    assert row["dry"]
+    assert run.distillation_weight == 1.0
+
+
+def test_what_fails_is_switched_off_and_never_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    run = trainer(tmp_path, 3)
+    callback = watch(run, tmp_path / "log", every=1, probe=ProbeSet(PROBE, tmp_path / "probes", every=1))
+    monkeypatch.setattr(callback.monitor, "reading", fail)
+    monkeypatch.setattr(callback.probe, "_run", fail)
+    run.train()
+    assert run.state.global_step == 3
+    assert {name for name, part in callback.parts.items() if not part.is_on} == {"monitor", "probe set"}
+    assert sum("the probe set has failed" in record.message for record in caplog.records) == 1
+
+
+def test_randomness_and_training_flags_are_left_as_they_were():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    network[1].eval()
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+
+    def disturb() -> None:
+        with undisturbed(network):
+            network.eval()
+            torch.rand(3), random.random(), np.random.rand(3)  # noqa: NPY002
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        disturb()
+    assert [module.training for module in network.modules()] == [True, True, False]
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    assert before[0] == after[0]
+    assert before[1] == after[1]
+    assert torch.equal(before[2], after[2])
+
+
+def test_a_part_that_failed_is_off():
+    part = Part("x")
+    with part.trying():
+        raise ValueError
+    assert not part.is_on
+
+
+def test_a_log_goes_back_with_the_checkpoint(tmp_path: Path):
+    log = TrainingLog(tmp_path)
+    for step in (5, 10, 15):
+        log.write("training_bins", step, TRAINING_SCHEMAS["training_bins"].empty_table())
+    log.rewind(10)
+    assert sorted(path.stem for path in (tmp_path / "training_bins").iterdir()) == ["000000005", "000000010"]
+    with pytest.raises(RunDirectoryError, match="holds no record of a training run"):
+        open_training_log(tmp_path / "nothing")
+
+
+def test_any_trainer_may_have_the_probe_set_and_its_rules(tmp_path: Path):
+    """A plain `Trainer` with a causal loss: no rollouts to read, and no weight."""
+    token_ids = tokenizer()(list(chain_rows(8)["told"]))["input_ids"]
+    data = [{"input_ids": ids, "labels": ids} for ids in token_ids]
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "hf"), max_steps=2, per_device_train_batch_size=1, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1
+    )  # fmt: skip
+    run = Trainer(model("chain-student-weak"), args, train_dataset=data, processing_class=tokenizer())
+    rule = {"name": "r", "series": "probe.success", "below": 2.0, "evaluations": 1, "then": {"action": "stop"}}
+    watch(
+        run, tmp_path / "log", rules={"every": 1, "rules": [rule]}, probe=ProbeSet(PROBE, tmp_path / "probes", every=1), keep_best=False
+    )  # fmt: skip
+    run.train()
+    assert run.state.global_step == 1
+    assert any("opdscope/probe/teacher/natural_gain" in entry for entry in run.state.log_history)
+    with pytest.raises(TrainingError, match="needs a trainer that shows its rollouts"):
+        watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]})
+    with pytest.raises(TrainingError, match="contexts and objectives can be changed in a MonitoredDistillationTrainer"):
+        watch(run, tmp_path / "log", contexts=["told"])
+
+
+class GKDTrainer:
+    """Looks like TRL's as far as it is looked at."""
+
+    def __init__(self, lmbda: float, temperature: float) -> None:
+        self.lmbda, self.temperature, self.args = lmbda, temperature, object()
+
+    def add_callback(self, callback: TrainerCallback) -> None: ...
+
+
+def test_a_trainer_whose_rollouts_say_nothing_is_refused(tmp_path: Path):
+    check_trainer(GKDTrainer(1.0, 1.0))
+    with pytest.raises(TrainingError, match=r"set lmbda=1.0 and temperature=1.0"):
+        check_trainer(GKDTrainer(0.5, 0.9))
+    with pytest.raises(TrainingError, match="expected a Hugging Face trainer, found a int"):
+        check_trainer(3)
+    with pytest.raises(TrainingError, match=r"the trainer samples with top_p=0.9: such rollouts are not"):
+        watch(trainer(tmp_path, settings={"top_p": 0.9}), tmp_path / "log")
