@@ -24,18 +24,21 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "economy"
 
 
-def _nodes() -> list[Section]:
-    exacts = {name: nodes.made(name, 6) for name in ("chains", "tree")}
-    return [nodes.economy(exacts, 2), nodes.coverage(exacts, 5)]
+WORLDS = ("chains", "tree")
+
+
+def _nodes(name: str) -> list[Section]:
+    exact = {name: nodes.made(name, 4)}
+    return [nodes.economy(exact, 2), nodes.coverage(exact, 4)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {
-    "stopping": lambda: [ranking.stopping(ranking.populations(), 150)],
-    "ranking": lambda: [ranking.reliability(ranking.populations(), 6, 100)],
+    **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 300)] for name in WORLDS},
+    **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 6, 100)] for name in WORLDS},
     "transformer": lambda: [transformer.gains()],
-    "nodes": _nodes,
+    **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
-    "forecasts": lambda: [ranking.forecasts()],
+    **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],
 }
 
@@ -50,7 +53,7 @@ def main(chosen: list[str]) -> None:
         started = time.process_time()
         sections = PARTS[name]()
         found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
-        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
         print("\n".join(line for section in sections for line in section.lines()), flush=True)
     _write_page()
 
