@@ -70,7 +70,9 @@ def _write_page() -> None:
             lines += [line for section in sections for line in section.lines()]
             checks += [bool(met) for section in sections for _, met in section.checks]
             seconds.append(f"{name} {found['seconds']}")
-    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.", ""]
+    missing = [name for name in PARTS if not (RESULTS / f"{name}.json").exists()]
+    left_out = f" Not run: {', '.join(missing)}." if missing else ""
+    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
     (ROOT / "docs" / "economy.md").write_text("\n".join(lines), encoding="utf-8")
 
 
