@@ -1,7 +1,8 @@
 """What a token buys: ranking, per-node numbers, each technique, and the allocator itself.
 
     python bench/economy            # everything
-    python bench/economy nodes …    # these parts; the page takes the others from their last run
+    python bench/economy techniques # this part; the page takes the others from their last run
+    python bench/economy page       # the page alone, from what has been run
 
 Prints the tables, writes docs/economy.md and bench/results/economy/. Allocations are compared in worlds where every success is known.
 """
@@ -45,11 +46,13 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
 
 def main(chosen: list[str]) -> None:
     """Run the parts and write the page from all that have been run."""
-    unknown = set(chosen) - set(PARTS)
+    unknown = set(chosen) - {*PARTS, "page"}
     if unknown:
         sys.exit(f"there is no part {sorted(unknown)[0]!r}; those there are: {', '.join(PARTS)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in chosen or PARTS:
+        if name == "page":
+            continue
         started = time.process_time()
         sections = PARTS[name]()
         found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
