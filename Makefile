@@ -42,7 +42,7 @@ bench-truth: $(STAMP)
 bench-mutations: $(STAMP)
 	$(BIN)/python bench/mutations.py
 
-# What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="nodes techniques" runs some of it.
+# What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="techniques allocator" runs some of it.
 bench-economy: $(STAMP)
 	$(BIN)/python bench/economy $(PARTS)
 

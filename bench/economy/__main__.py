@@ -1,7 +1,8 @@
 """What a token buys: ranking, per-node numbers, each technique, and the allocator itself.
 
     python bench/economy            # everything
-    python bench/economy nodes …    # these parts; the page takes the others from their last run
+    python bench/economy techniques # this part; the page takes the others from their last run
+    python bench/economy page       # the page alone, from what has been run
 
 Prints the tables, writes docs/economy.md and bench/results/economy/. Allocations are compared in worlds where every success is known.
 """
@@ -24,33 +25,38 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "economy"
 
 
-def _nodes() -> list[Section]:
-    exacts = {name: nodes.made(name, 6) for name in ("chains", "tree")}
-    return [nodes.economy(exacts, 2), nodes.coverage(exacts, 5)]
+WORLDS = ("chains", "tree")
+
+
+def _nodes(name: str) -> list[Section]:
+    exact = {name: nodes.made(name, 4)}
+    return [nodes.economy(exact, 2), nodes.coverage(exact, 4)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {
-    "stopping": lambda: [ranking.stopping(ranking.populations(), 150)],
-    "ranking": lambda: [ranking.reliability(ranking.populations(), 6, 100)],
+    **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 300)] for name in WORLDS},
+    **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 6, 100)] for name in WORLDS},
     "transformer": lambda: [transformer.gains()],
-    "nodes": _nodes,
+    **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
-    "forecasts": lambda: [ranking.forecasts()],
+    **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],
 }
 
 
 def main(chosen: list[str]) -> None:
     """Run the parts and write the page from all that have been run."""
-    unknown = set(chosen) - set(PARTS)
+    unknown = set(chosen) - {*PARTS, "page"}
     if unknown:
         sys.exit(f"there is no part {sorted(unknown)[0]!r}; those there are: {', '.join(PARTS)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in chosen or PARTS:
+        if name == "page":
+            continue
         started = time.process_time()
         sections = PARTS[name]()
         found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
-        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
         print("\n".join(line for section in sections for line in section.lines()), flush=True)
     _write_page()
 
@@ -67,7 +73,9 @@ def _write_page() -> None:
             lines += [line for section in sections for line in section.lines()]
             checks += [bool(met) for section in sections for _, met in section.checks]
             seconds.append(f"{name} {found['seconds']}")
-    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.", ""]
+    missing = [name for name in PARTS if not (RESULTS / f"{name}.json").exists()]
+    left_out = f" Not run: {', '.join(missing)}." if missing else ""
+    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
     (ROOT / "docs" / "economy.md").write_text("\n".join(lines), encoding="utf-8")
 
 

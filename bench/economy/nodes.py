@@ -218,7 +218,7 @@ def economy(exacts: dict[str, Exact], repetitions: int) -> Section:
         "score is a ratio, in which a plug-in estimate errs far more than a posterior mean that knows how much strata differ at all."
     )
     columns = ["world", "technique", "error of gains", "economy", "error of scores", "economy"]
-    return Section("Per-node numbers: tokens to equal error", text, columns, rows, checks)
+    return Section(f"Per-node numbers: tokens to equal error ({', '.join(exacts)})", text, columns, rows, checks)
 
 
 def _ratio(tokens: np.ndarray, errors: np.ndarray, wanted: float, budget: float) -> str:
@@ -252,5 +252,9 @@ def coverage(exacts: dict[str, Exact], repetitions: int) -> Section:
         "(a). The last column is four Monte Carlo errors."
     )
     return Section(
-        "Per-node numbers: coverage with everything on", text, ["world", "tokens", "intervals a set", "coverage", "error"], rows, checks
+        f"Per-node numbers: coverage with everything on ({', '.join(exacts)})",
+        text,
+        ["world", "tokens", "intervals a set", "coverage", "error"],
+        rows,
+        checks,
     )

@@ -21,7 +21,7 @@ from opdscope.core.stopping import look_sizes, spending_widths
 from opdscope.store import Run
 from opdscope.summary.looks import OrderState, order_columns, order_state
 
-QUESTIONS, MOST, LOOKS, TOP = 40, 256, 6, 3
+QUESTIONS, MOST, LOOKS, TOP = 40, 128, 5, 3
 FAR = 0.05
 """Teachers nearer than this, in natural gain, are ties."""
 
@@ -41,17 +41,17 @@ def config(task: dict[str, Any], **sections: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def populations() -> dict[str, Population]:
-    """Of both worlds."""
-    return {name: population(world, 200, 320) for name, world in WORLDS.items()}
+def populations(name: str) -> dict[str, Population]:
+    """Of a world, by its name."""
+    return {name: population(WORLDS[name], 150, 2 * MOST)}
 
 
-def stopping(drawn: dict[str, Population], repetitions: int) -> Section:
+def stopping(world: str, repetitions: int) -> Section:
     """Each rule on the same experiments: how often it is wrong, and what it spends."""
     settings = load_config(config(TASKS["chains"], target={"kind": "rank", "top": TOP}))
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
-    for name, own in drawn.items():
+    for name, own in populations(world).items():
         truth = order_columns(own.truth(), REAL, settings).mean(axis=0)
         source = generator("economy", "stopping", name)
         found = [_experiment(own, truth, settings, source) for _ in range(repetitions)]
@@ -73,7 +73,11 @@ def stopping(drawn: dict[str, Population], repetitions: int) -> Section:
         "is one). *Single*: ordinary 90 % intervals of one teacher's gain over null, at the look where the run stopped, mean over teachers."
     )
     return Section(
-        "Stopping when the order is settled", text, ["world", "rule", "wrong", "settled", "tokens", "joint", "single"], rows, checks
+        f"Stopping when the order is settled ({world})",
+        text,
+        ["world", "rule", "wrong", "settled", "tokens", "joint", "single"],
+        rows,
+        checks,
     )
 
 
@@ -116,11 +120,11 @@ def _wrong(means: np.ndarray, truth: np.ndarray, state: OrderState, settings: Co
     return float(np.any(np.where(tie, np.abs(truth[columns]) > smallest, opposite & (np.abs(truth[columns]) > 1e-9))))
 
 
-def reliability(drawn: dict[str, Population], num_questions: int, repetitions: int) -> Section:
+def reliability(world: str, num_questions: int, repetitions: int) -> Section:
     """Chance that all pairs of six teachers that are no ties are in order, and the tokens of each way to have it."""
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
-    for name, own in drawn.items():
+    for name, own in populations(world).items():
         truth = own.exact[:, : len(REAL)].mean(axis=0)
         curve, corrected = _screening_curve(own, truth, repetitions)
         for way, (values, tokens) in _protocols(name, num_questions).items():
@@ -149,7 +153,7 @@ def reliability(drawn: dict[str, Population], num_questions: int, repetitions: i
         "cosine does not see how hard a teacher pushes: that good, fair and weak teachers push in one direction is all that it says."
     )
     columns = ["world", "judged by", "tokens", "in order", "screening", "economy", "with control variates", "economy"]
-    return Section("Ranking six teachers: tokens to equal reliability", text, columns, rows, checks)
+    return Section(f"Ranking six teachers: tokens to equal reliability ({world})", text, columns, rows, checks)
 
 
 Curve = list[tuple[int, float]]
@@ -246,7 +250,7 @@ def _per_question(run: Run, read: Callable[[dict[str, Any]], dict[str, Any]]) ->
     return values
 
 
-def forecasts() -> Section:
+def forecasts(world: str) -> Section:
     """What runs were foretold to cost after their pilot, beside what they cost."""
     rows: list[list[Any]] = []
     targets = {
@@ -254,20 +258,22 @@ def forecasts() -> Section:
         "map": ({"kind": "map", "width": 0.3}, {"num_rollouts": 16}),
         "split": ({"kind": "split", "width": 0.3}, {"num_rollouts": 16}),
     }
-    for world in WORLDS:
-        for name, (target, rollouts) in targets.items():
-            task = {**TASKS[world], "num_questions": 12}
-            settings = {**config(task, target=target), "analysis": {"num_draws": 100}}
-            settings["rollouts"] = {**settings["rollouts"], **rollouts}
-            settings["teachers"] = [t for t in settings["teachers"] if t["name"] in ("good", "fair", "harmful")]
-            with tempfile.TemporaryDirectory() as folder:
-                run = opdscope.diagnose(settings, run_dir=Path(folder) / "run")
-                found = opdscope.summarize(run.tables(), run.config).data["target"]
-            cost = found["cost"]
-            reached = "" if found["reached"] is None else "yes" if found["reached"] else "no"
-            ratio = cost["spent_tokens"] / cost["foretold_tokens"]
-            rows.append([world, name, f"{cost['foretold_tokens']:,}", f"{cost['spent_tokens']:,}", f"{ratio:.2f}", reached])
+    for name, (target, rollouts) in targets.items():
+        task = {**TASKS[world], "num_questions": 12}
+        settings = {**config(task, target=target), "analysis": {"num_draws": 100}}
+        settings["rollouts"] = {**settings["rollouts"], **rollouts}
+        settings["teachers"] = [t for t in settings["teachers"] if t["name"] in ("good", "fair", "harmful")]
+        with tempfile.TemporaryDirectory() as folder:
+            run = opdscope.diagnose(settings, run_dir=Path(folder) / "run")
+            found = opdscope.summarize(run.tables(), run.config).data["target"]
+        cost = found["cost"]
+        reached = "" if found["reached"] is None else "yes" if found["reached"] else "no"
+        ratio = cost["spent_tokens"] / cost["foretold_tokens"]
+        rows.append([world, name, f"{cost['foretold_tokens']:,}", f"{cost['spent_tokens']:,}", f"{ratio:.2f}", reached])
     text = "Three teachers, 12 questions; the forecast is made from the first look or the pilot, which is part of both numbers."
     return Section(
-        "Cost of a target: foretold and spent", text, ["world", "target", "foretold", "spent", "spent / foretold", "reached"], rows
+        f"Cost of a target: foretold and spent ({world})",
+        text,
+        ["world", "target", "foretold", "spent", "spent / foretold", "reached"],
+        rows,
     )

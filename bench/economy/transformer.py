@@ -10,18 +10,17 @@ from page import Section
 import opdscope
 from opdscope.config import load_config
 
-QUESTIONS = 16
+QUESTIONS = 8
 
 
 def gains() -> Section:
     """Interval of each teacher's natural gain against generated tokens."""
     base = {**CHAIN, "task": {"kind": "chain", "num_questions": QUESTIONS}}
-    uniform = {**CHAIN["targeted"], "uniform_share": 1.0, "continuations_per_node": 7 * 16}
+    uniform = {**CHAIN["targeted"], "uniform_share": 1.0, "continuations_per_node": 7 * 8}
     runs = {
-        "screening, 16 rollouts a question": {**base, "rollouts": {**CHAIN["rollouts"], "num_rollouts": 16}},
         "screening, 64 rollouts a question": {**base, "rollouts": {**CHAIN["rollouts"], "num_rollouts": 64}},
         "(a) targeted rollouts, uniform": {**base, "targeted": uniform},
-        "targeted rollouts, `target: tokens`": {**base, "target": {"kind": "tokens", "tokens": 60_000}},
+        "targeted rollouts, `target: tokens`": {**base, "target": {"kind": "tokens", "tokens": 30_000}},
     }
     rows: list[list[Any]] = []
     needed: dict[str, dict[str, float]] = {}
