@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-monitor setup models clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ bench-mutations: $(STAMP)
 # What a token of continuations buys under each allocation; writes docs/economy.md.
 bench-economy: $(STAMP)
 	$(BIN)/python bench/economy.py
+
+# What watching a training run costs, as a share of its steps.
+bench-monitor: $(STAMP)
+	$(BIN)/python bench/monitor.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)
