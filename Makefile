@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity bench-monitor setup models clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ bench-economy: $(STAMP)
 # Short real trainings in many configurations, beside what was predicted of them; writes docs/validity.md. Hours; goes on where it was killed.
 bench-validity: $(STAMP)
 	$(BIN)/python bench/validity
+
+# What watching a training run costs, as a share of its steps.
+bench-monitor: $(STAMP)
+	$(BIN)/python bench/monitor.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)

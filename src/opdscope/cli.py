@@ -215,9 +215,14 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """What a stored run says; needs no model."""
-    from opdscope.store import open_run
+    from opdscope.report import render_training
+    from opdscope.store import is_run, is_watched, open_run, open_training_log
 
-    _show(open_run(run), as_json)
+    watched = is_watched(run) and not as_json
+    if is_run(run) or not watched:
+        _show(open_run(run), as_json)
+    if watched:
+        _print(render_training(open_training_log(run).tables()))
 
 
 @app.command()

@@ -172,16 +172,25 @@ class TrainingLog:
                     part.unlink()
 
 
+def is_watched(path: str | Path) -> bool:
+    """True if the directory holds the record of a training run."""
+    return any((Path(path) / name).is_dir() for name in TRAINING_SCHEMAS)
+
+
 def open_training_log(path: str | Path) -> TrainingLog:
     """A stored training log for reading.
 
     Raises:
         RunDirectoryError: If there is none.
     """
-    log = TrainingLog(path)
-    if not any((log.path / name).is_dir() for name in TRAINING_SCHEMAS):
+    if not is_watched(path):
         raise RunDirectoryError(f"{path} holds no record of a training run; give the directory that the callback was told to log to")
-    return log
+    return TrainingLog(path)
+
+
+def is_run(path: str | Path) -> bool:
+    """True if the directory is that of a diagnosis, whatever its version."""
+    return (Path(path) / _CONFIG).is_file() and (Path(path) / _PROVENANCE).is_file()
 
 
 def open_run(path: str | Path) -> Run:
@@ -191,7 +200,7 @@ def open_run(path: str | Path) -> Run:
         RunDirectoryError: If the path is not a run directory, or one of another schema version.
     """
     directory = Path(path)
-    if not (directory / _CONFIG).is_file() or not (directory / _PROVENANCE).is_file():
+    if not is_run(directory):
         raise RunDirectoryError(f"{directory} is not a run directory (no {_CONFIG} in it); `opdscope diagnose CONFIG` makes one")
     try:
         provenance = json.loads((directory / _PROVENANCE).read_text(encoding="utf-8"))

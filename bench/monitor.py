@@ -1,0 +1,78 @@
+"""What watching costs: the free monitor's and the whole callback's share of a training step, on the tiny model and on a large vocabulary.
+
+python bench/monitor.py
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
+from trl import DistillationConfig
+
+from opdscope.config import EmbeddedTaskConfig
+from opdscope.models.packaged import resolve_model
+from opdscope.tasks import load_task
+from opdscope.training import MonitoredDistillationTrainer, training_rows, watch
+
+LARGE_VOCABULARY = 32_000
+
+
+def random_model(seed: int) -> Any:
+    """A random model with a vocabulary as large as real ones: the worst case, since its output head is most of it."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=LARGE_VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=4, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None, max_position_embeddings=256,
+        )
+    )  # fmt: skip
+
+
+def measure(name: str, student: Any, teacher: Any, rows: Dataset, steps: int, batch: int, length: int) -> None:
+    """Train and print the shares."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("embedded:chain-student-weak"))
+    with tempfile.TemporaryDirectory() as folder:
+        args = DistillationConfig(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=batch, max_completion_length=length, use_cpu=True, bf16=False,
+            gradient_checkpointing=False, report_to=[], logging_steps=10, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = MonitoredDistillationTrainer(
+            student, teacher, args=args, train_dataset=rows, processing_class=tokenizer,
+            reward_func=lambda completions, **_: [float(len(text) % 2) for text in completions],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        callback = watch(trainer, Path(folder) / "log", every=10, keep_best=False, budget=1.0)
+        spent = {"callback": 0.0}
+        original = callback.on_step_end
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            begun = time.perf_counter()
+            original(*args, **kwargs)
+            spent["callback"] += time.perf_counter() - begun
+
+        callback.on_step_end = timed
+        started = time.perf_counter()
+        trainer.train()
+        total = time.perf_counter() - started
+    # what happens at the end of a step is in both numbers
+    observed = callback.monitor.seconds
+    print(
+        f"{name}: {total / steps * 1e3:.0f} ms a step; free monitor {observed / total:.2%}; "
+        f"evaluations, log and files every 10 steps with it {max(spent['callback'], observed) / total:.2%}"
+    )
+
+
+def main() -> None:
+    """Both models."""
+    rows = training_rows(load_task(EmbeddedTaskConfig(kind="chain", num_questions=512)))
+    tiny = (AutoModelForCausalLM.from_pretrained(resolve_model(f"embedded:chain-{who}")) for who in ("student-weak", "teacher"))
+    measure("0.1 M parameters, 23 tokens, 32 × 48", *tiny, rows, steps=40, batch=32, length=48)
+    measure("11 M parameters, 32,000 tokens, 8 × 48", random_model(0), random_model(1), rows, steps=4, batch=8, length=48)
+
+
+if __name__ == "__main__":
+    main()
