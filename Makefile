@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-report setup models clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ bench-mutations: $(STAMP)
 # What a token of continuations buys under each allocation; writes docs/economy.md.
 bench-economy: $(STAMP)
 	$(BIN)/python bench/economy.py
+
+# The report of 500 questions in headless Chromium: size, first paint, interactions. Needs the demo's run and a Chromium.
+bench-report: demo
+	$(BIN)/python bench/report.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)
