@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity bench-monitor setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity bench-monitor bench-report setup models clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ bench-validity: $(STAMP)
 # What watching a training run costs, as a share of its steps.
 bench-monitor: $(STAMP)
 	$(BIN)/python bench/monitor.py
+
+# The report of 500 questions in headless Chromium: size, first paint, interactions. Needs the demo's run and a Chromium.
+bench-report: demo
+	$(BIN)/python bench/report.py
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)

@@ -239,6 +239,8 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
             f"measured candidates: {_percent(targeted['student_mass_outside_candidates'])} of the student's probability, sampled as the tail "
             f"({_percent(targeted['student_mass_not_sampled'])} not sampled), at most {_percent(worst)} of a teacher's."
         )
+    if data["truncations"]:
+        lines.append(_truncated(data["truncations"]))
     for teacher in data["teachers"]:
         for reason, count in teacher["skip_reasons"].items():
             lines.append(f"{teacher['name']}: {count} questions skipped, {reason}.")
@@ -256,6 +258,18 @@ def _target(target: Mapping[str, Any]) -> list[str]:
             f"Cost of the target: {cost['foretold_tokens']:,} tokens of {cost['stage']} foretold after the pilot, {cost['spent_tokens']:,} spent."
         )
     return lines
+
+
+def _truncated(rows: Sequence[Mapping[str, Any]]) -> str:
+    sizes = ", ".join(str(size) for size in sorted({row["size"] for row in rows}))
+    flips = [
+        f"{row['objective']} of {row['teacher']} at the {row['support']}'s top {row['size']} {'with' if row['tail_bucket'] else 'without'} a bucket "
+        f"(a token's gain {_number(row['full']['value'], 4)} becomes {_number(row['truncated']['value'], 4)})"
+        for row in rows
+        if row["says"] == "flips"
+    ]
+    found = "; ".join(flips) if flips else "no direction is shown to flip"
+    return f"Truncated to the likeliest tokens ({sizes} kept): {found}. All of it: opdscope report RUN."
 
 
 def render_plan(plan: "Plan") -> Group:

@@ -26,6 +26,7 @@ from opdscope.summary.teachers import (
     outcome_values,
     summarize_targeted,
 )
+from opdscope.summary.truncation import Truncation, truncations
 from opdscope.summary.weights import node_weights
 
 
@@ -34,7 +35,7 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, target, settings; and times.
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, truncations, paper, rivals, spent, target, settings; and times.
 
     Only times may differ between runs of one configuration."""
 
@@ -60,11 +61,13 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     student = _student(tables, config)
     teachers = _teachers(tables, config, screening)
     targeted: dict[str, Any] | None = None
+    truncated: list[Truncation] = []
     if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
         posterior = node_posterior(tables, nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
+        truncated = truncations(tables, nodes, posterior, config)
     ranked = rank(teachers, looks, config)
     spent = _spent(tables)
     needed = needed_to_settle(ranked, config.analysis.smallest_gain, config.analysis.confidence, spent["rollout_tokens"])
@@ -75,6 +78,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], looks, config),
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
+        "truncations": truncated,
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": spent,

@@ -51,10 +51,13 @@ def build_view(
         "teachers": [_teacher(teacher) for teacher in teachers],
         "objectives": list(config.objectives),
         "comparisons": summary["comparisons"],
+        "contexts": _contexts(teachers, summary["comparisons"]),
+        "truncations": _truncations(summary["truncations"]),
         "rivals": list(dict.fromkeys(name for teacher in teachers for name in teacher["rivals"])),
         "rival_rank_correlations": summary["rival_rank_correlations"],
         "has_targeted": summary["targeted"] is not None,
-        "is_paper": summary["paper"] is not None,
+        "is_paper": config.paper is not None,
+        "paper": _paper(summary["paper"], matched),
         "along": {} if chains is None else _along(chains, names),
         "chains": None
         if chains is None
@@ -102,6 +105,45 @@ def _teacher(teacher: Mapping[str, Any]) -> dict[str, Any]:
             for name, numbers in teacher["objectives"].items()
         },
     }
+
+
+def _contexts(teachers: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Models that were shown several contexts: these in order of gain over null, and how far each is behind the best one of the same model."""
+    differences = {(pair["first"], pair["second"]): pair["difference"] for pair in comparisons}
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for teacher in teachers:
+        if teacher["context"] != "plain" or not teacher["is_null"]:
+            models.setdefault(teacher["model"], []).append(teacher)
+    found: list[dict[str, Any]] = []
+    for model, own in models.items():
+        best = next((teacher["name"] for teacher in own if not teacher["is_null"]), None)
+        if len(own) > 1 and best is not None:
+            keys = ("name", "context", "is_null", "verdict", "gain_over_null")
+            rows = [{**{key: t[key] for key in keys}, "behind": differences.get((best, t["name"]))} for t in own]
+            found.append({"model": model, "rows": rows})
+    return found
+
+
+def _truncations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A line per teacher and objective, a column per truncation; None where one is not known."""
+    columns = sorted({(row["size"], not row["tail_bucket"]) for row in rows})
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        start = {
+            "name": row["teacher"],
+            "is_null": False,
+            "objective": row["objective"],
+            "support": row["support"],
+            "cells": [None] * len(columns),
+        }
+        line = lines.setdefault((row["teacher"], row["objective"]), start)
+        line["cells"][columns.index((row["size"], not row["tail_bucket"]))] = row
+    flips = sum(row["says"] == "flips" for row in rows)
+    return {"columns": columns, "lines": list(lines.values()), "num_flips": flips} if rows else None
+
+
+def _paper(paper: Mapping[str, Any] | None, matched: set[str]) -> dict[str, Any] | None:
+    return None if paper is None else {**paper, "teachers": [t for t in paper["teachers"] if t["name"] not in matched]}
 
 
 def _along(chains: Chains, teachers: Sequence[str]) -> dict[str, Any]:
