@@ -249,6 +249,55 @@ MUTATIONS = (
         "inside",
         "core_paper",
     ),
+    Mutation(
+        "weights follow the gain of a part instead of its gain per squared push",
+        "core/weighting.py",
+        "np.array([estimate.value for estimate in estimates]) / size, errors / size",
+        "np.array([estimate.value for estimate in estimates]), errors",
+        "core_weighting",
+    ),
+    Mutation(
+        "the squared push is weighted once",
+        "core/weighting.py",
+        "weights**2 * sums.pushes, sums.gains",
+        "weights * sums.pushes, sums.gains",
+        "core_weighting",
+    ),
+    Mutation(
+        "numbers are drawn away from their mean",
+        "core/shrinkage.py",
+        "kept = spread / (spread + variance)",
+        "kept = variance / (spread + variance)",
+        "core_weighting",
+    ),
+    Mutation(
+        "a group's standard deviation has the divisor n",
+        "core/mixing.py",
+        "* num_generations / (num_generations - 1)) + STANDARD",
+        "* 1.0) + STANDARD",
+        "core_mixing",
+    ),
+    Mutation(
+        "the best share forgets how far both pushes go together",
+        "core/mixing.py",
+        "distillation * rl_square - rl * product",
+        "distillation * rl_square",
+        "core_mixing",
+    ),
+    Mutation(
+        "the size of an update forgets the normaliser of the softmax",
+        "core/mixing.py",
+        "np.mean(own**2 * score_squares[known])",
+        "np.mean(own**2)",
+        "core_mixing",
+    ),
+    Mutation(
+        "the distillation weight rises with success",
+        "core/schedule.py",
+        "_share(schedule.ceiling - success,",
+        "_share(success,",
+        "core_weighting",
+    ),
 )
 
 
