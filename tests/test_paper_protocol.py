@@ -17,7 +17,7 @@ from opdscope.errors import ConfigError
 from opdscope.models.exact import ReasoningWorld
 from opdscope.pipeline import make_plan
 from opdscope.records import Role
-from opdscope.report import render_summary
+from opdscope.report import render_summary, write_report
 from opdscope.store import Run
 from opdscope.summary.nodes import read_nodes
 from opdscope.summary.visits import read_tree
@@ -227,3 +227,15 @@ def test_the_preset_fills_in_its_own_defaults_and_leaves_what_the_user_set() -> 
 def test_a_users_error_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_config({**SMALL, **changes})
+
+
+def test_the_report_shows_the_papers_numbers_beside_sound_ones(finished: Run, tmp_path: Path) -> None:
+    text = write_report(finished, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The source paper’s numbers" in text
+    matched = {row["teacher"] for row in finished.table("nulls").to_pylist() if row["matched_teacher"]}
+    for teacher in (t for t in section(finished)["teachers"] if t["name"] not in matched):
+        for value in (
+            teacher["paths"]["correct"]["paper"]["mean_cosine"]["value"],
+            teacher["paths"]["all"]["sound"]["mean_score"]["value"],
+        ):
+            assert value is None or f'data-value="{value}"' in text
