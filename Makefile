@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy setup models clean
+.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity setup models clean
 
 setup: $(STAMP)
 
@@ -42,9 +42,13 @@ bench-truth: $(STAMP)
 bench-mutations: $(STAMP)
 	$(BIN)/python bench/mutations.py
 
-# What a token of continuations buys under each allocation; writes docs/economy.md.
+# What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="techniques allocator" runs some of it.
 bench-economy: $(STAMP)
-	$(BIN)/python bench/economy.py
+	$(BIN)/python bench/economy $(PARTS)
+
+# Short real trainings in many configurations, beside what was predicted of them; writes docs/validity.md. Hours; goes on where it was killed.
+bench-validity: $(STAMP)
+	$(BIN)/python bench/validity
 
 # Trains the embedded models again, from their seeds (minutes on two cores).
 models: $(STAMP)

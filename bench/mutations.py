@@ -149,6 +149,20 @@ MUTATIONS = (
         "summary_teachers",
     ),
     Mutation(
+        "the mean score's interval is that of its posterior means",
+        "summary/teachers.py",
+        "bounded_estimate(mean(differs * score), mean(low), mean(high))",
+        "mean(differs * score)",
+        "summary_teachers",
+    ),
+    Mutation(
+        "a node whose strata may not differ has a cosine for certain",
+        "summary/teachers.py",
+        "np.minimum(measures.score[:, 1], differs * measures.score[:, 1])",
+        "measures.score[:, 1]",
+        "summary_teachers",
+    ),
+    Mutation(
         "nodes are drawn by importance but called uniform",
         "core/sampling.py",
         "return np.searchsorted(upper[:-1], ticks",
@@ -161,8 +175,8 @@ MUTATIONS = (
     Mutation(
         "intervals are normal instead of Student's",
         "core/aggregation.py",
-        "half = float(stdtrit(count - 1, 0.5 + confidence / 2))",
-        "half = float(stdtrit(10**6, 0.5 + confidence / 2))",
+        "float(stdtrit(count - 1, 0.5 + confidence / 2)) if width is None",
+        "float(stdtrit(10**6, 0.5 + confidence / 2)) if width is None",
         "core_aggregation core_coverage",
     ),
     Mutation(
@@ -182,8 +196,29 @@ MUTATIONS = (
     Mutation(
         "the pooled alignment's interval takes the norm as known",
         "core/aggregation.py",
-        "_COSINES * np.abs(_COSINES) * ideal * push",
-        "_COSINES * np.abs(_COSINES) * np.mean(ideal) * push",
+        "of_length = 0.5 * (",
+        "of_length = 0.0 * (",
+        "core_aggregation",
+    ),
+    Mutation(
+        "a corrected norm is taken at its word however near zero it is",
+        "core/aggregation.py",
+        "norm = max(float(ideal), float(np.sqrt(np.sum(centred[:, 1] ** 2))))",
+        "norm = abs(float(ideal))",
+        "core_aggregation",
+    ),
+    Mutation(
+        "skewness widens the wrong end of an interval",
+        "core/aggregation.py",
+        "return np.maximum(width, high), np.maximum(width, -low)",
+        "return np.maximum(width, -low), np.maximum(width, high)",
+        "core_aggregation",
+    ),
+    Mutation(
+        "several intervals that hold together are as wide as one by itself",
+        "core/aggregation.py",
+        "if width is None else width)",
+        "if width is not None else 1.7)",
         "core_aggregation",
     ),
     Mutation(

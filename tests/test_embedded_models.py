@@ -71,7 +71,7 @@ def test_a_model_loads_as_float32_with_tied_embeddings_and_the_shared_vocabulary
 def test_a_card_says_what_was_measured_and_meets_its_target(name: str):
     facts = card(name)
     assert facts["name"] == name
-    assert set(facts["success"]) == set(CONTEXTS)
+    assert set(facts["success"]) == {"plain", "answer", "solution", "unrelated_solution"}
     assert facts["questions_measured"] >= 2_000
     assert facts["max_completion_length"] == EMBEDDED[facts["task"]].max_completion_length
     if name.endswith("teacher"):
@@ -107,7 +107,9 @@ def test_every_prompt_and_solution_of_a_task_can_be_encoded(tokenizer: Any, kind
     for question in task.questions:
         solution = EMBEDDED[kind].worked_solution(question.text)
         for context in CONTEXTS:
-            template: str = getattr(task.prompt_format, context)
+            template: str | None = getattr(task.prompt_format, context)
+            if template is None:
+                continue
             prompt = template.replace("{question}", question.text).replace("{answer}", question.answer).replace("{solution}", solution)
             assert tokenizer.decode(tokenizer.encode(prompt + solution)) == prompt + solution
 

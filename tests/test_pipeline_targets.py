@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import opdscope
 from opdscope.config import load_config
 from opdscope.errors import ConfigError
-from opdscope.pipeline import rounds
+from opdscope.pipeline import make_plan, rounds
 from opdscope.report.html.health import checks
 from opdscope.store import Run
 from opdscope.summary import summarize
 from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
+from opdscope.summary.split import measure_split
 
 SMALL: dict[str, Any] = {
     "student": {"model_name_or_path": "exact:itself"},
@@ -110,3 +112,60 @@ def test_a_map_gives_nodes_the_width_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_target_that_cannot_be_is_refused_in_a_sentence(target: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_config({**SMALL, "target": target})
+
+
+SPLIT = {**SMALL, "target": {"kind": "split", "width": 0.9, "rounds": 3}}
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return opdscope.diagnose(SPLIT, run_dir=tmp_path_factory.mktemp("split") / "run")
+
+
+def test_a_split_stops_when_intervals_are_narrow_or_continuations_cannot_narrow_them(split: Run) -> None:
+    assert split.table("rounds").num_rows > 0
+    rounds_taken = max(split.table("rounds")["round"].to_pylist())
+    splits = measure_split(split.tables(), split.config)
+    assert all(s.width <= 0.9 or not s.continuations_help for s in splits) or rounds_taken == 3
+    assert [s.teacher for s in splits] == ["good teacher", "weak teacher"]
+    # the two teachers push along one direction: measured in its scale, they are one
+    assert splits[0].width == pytest.approx(splits[1].width, rel=1e-6)
+
+
+def test_the_difference_is_that_of_the_summary_where_questions_have_both_kinds_of_paths(split: Run) -> None:
+    tables = split.tables()
+    both = set(tables["questions"]["question_id"].to_pylist())
+    for outcome in ("correct", "incorrect"):
+        both &= {row["question_id"] for row in tables["nodes"].to_pylist() if row["path_outcome"] == outcome}
+    kept = [row["question_id"] in both for row in tables["nodes"].to_pylist()]
+    summary = summarize({**tables, "nodes": tables["nodes"].filter(pa.array(kept))}, split.config).data
+    by_name = {teacher["name"]: teacher["targeted"] for teacher in summary["teachers"]}
+    for s in measure_split(tables, split.config):
+        means = {kind: by_name[s.teacher][kind]["natural_gain"]["value"] for kind in ("incorrect", "correct")}
+        assert s.difference.value == pytest.approx(means["incorrect"] - means["correct"], abs=1e-9)
+
+
+def test_an_interrupted_split_ends_in_the_tables_of_an_undisturbed_one(split: Run, tmp_path: Path) -> None:
+    shutil.copytree(split.path, tmp_path / "run")
+    for name, keeps in (("rounds", "000"), ("continuations", "000-000000"), ("forecasts", "")):
+        for part in (tmp_path / "run" / name).glob("*.parquet"):
+            if part.stem > keeps:
+                part.unlink()
+    again = opdscope.diagnose(SPLIT, run_dir=tmp_path / "run")
+    for name in ("rounds", "continuations", "forecasts"):
+        assert again.table(name).equals(split.table(name)), name
+
+
+def test_a_finished_run_is_the_pilot_of_any_other_target(finished: Run) -> None:
+    for target in ({"kind": "map", "width": 0.3}, {"kind": "split", "width": 0.5}, {"kind": "rank"}):
+        plan = make_plan({**SMALL, "target": target}, run_dir=finished.path, measure=False)
+        assert str(finished.path) in plan.target_source
+        assert 0 < plan.expected_tokens <= plan.most_tokens
+    other = {**SMALL, "seed": 5, "target": {"kind": "map"}}
+    assert make_plan(other, run_dir=finished.path, measure=False).target_source.startswith("not foretold")
+
+
+def test_a_budget_of_tokens_is_foretold_to_be_spent(finished: Run) -> None:
+    cost = summarize(finished.tables(), finished.config).data["target"]["cost"]
+    assert cost["foretold_tokens"] == 12_000
+    assert 12_000 - 3 * 19 <= cost["spent_tokens"] <= 12_000

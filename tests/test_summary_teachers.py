@@ -67,24 +67,24 @@ def test_where_no_null_gains_doing_nothing_is_to_beat() -> None:
 )
 def test_the_verdict_follows_from_gain_and_gain_over_null(teacher: QuestionGains, sharpened: float, word: str) -> None:
     known = screening(good=teacher, sharpened=gains(sharpened, 1.0, 1, spread=0.01))
-    assert verdicts(["good"], known, OBJECTIVE, CONFIG) == {"good": word}
+    assert verdicts(["good"], [known], OBJECTIVE, CONFIG) == {"good": word}
 
 
 def test_a_teacher_that_is_its_null_up_to_rounding_is_not_called_helpful() -> None:
     null = gains(0.5, 1.0, 1)
     known = screening(good=QuestionGains(null.natural_gain + 1e-7, null.gain, null.reverse_kl), sharpened=null)
-    assert verdicts(["good"], known, OBJECTIVE, CONFIG) == {"good": "null does as well"}
+    assert verdicts(["good"], [known], OBJECTIVE, CONFIG) == {"good": "null does as well"}
 
 
 def test_pairs_are_compared_on_common_questions_and_together() -> None:
     first, second = gains(0.5, 1.0, 0), gains(0.1, 1.0, 1)
     second.natural_gain[:10] = np.nan
-    (pair,) = compare(["first", "second"], screening(first=first, second=second), CONFIG)
+    (pair,) = compare(["first", "second"], [screening(first=first, second=second)], CONFIG)
     assert pair["decided"]
     assert pair["difference"].num_clusters == 20
     assert pair["difference"].value == pytest.approx(np.mean((first.natural_gain - second.natural_gain)[10:]), rel=1e-12)
     equal = screening(a=gains(0.5, 1.0, 2), b=gains(0.5, 1.0, 3), c=gains(0.5, 1.0, 4))
-    assert not any(found["decided"] for found in compare(["a", "b", "c"], equal, CONFIG))
+    assert not any(found["decided"] for found in compare(["a", "b", "c"], [equal], CONFIG))
 
 
 def test_central_intervals_are_numpys_over_the_draws_that_are_defined() -> None:
@@ -128,3 +128,21 @@ def test_targeted_totals_weigh_nodes_and_paths_by_their_inclusion() -> None:
     assert found["all"].natural_gain.value == pytest.approx((4 * correct + incorrect) / 5, rel=1e-12)
     beyond = summarize_targeted(measures, np.array([1.0, 2.0, 3.0]), nodes, posterior, "all", CONFIG)
     assert beyond.gain_over_null.value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_interval_of_a_mean_score_holds_whatever_the_nodes_leave_open() -> None:
+    count = 40
+    rows = [
+        {"question_id": str(i), "rollout_index": 0, "path_inclusion": 1.0, "inclusion": 0.5, "path_outcome": "correct"}
+        for i in range(count)
+    ]
+    probs = np.full((count, 2), 0.5)
+    outcomes = StratumOutcomes(np.zeros((count, 2), dtype=int), np.ones((count, 2), dtype=int), np.full((count, 2), np.nan))
+    nodes, ones = NodeArrays(rows, probs, probs**2, np.zeros((count, 2), dtype=bool), outcomes), np.ones(count)
+    score = np.tile([0.3, 0.2, 0.8], (count, 1))
+    measures = NodeMeasures("good", OBJECTIVE, np.arange(count), score, score, score, score, score, ones, ones, ones)
+    differs = np.full(count, 0.5)  # with chance a half the cosine counts as zero: the lower end is half of .2
+    nothing = np.zeros((count, 2)), np.zeros((count, 2)), np.zeros((1, count, 2))
+    posterior = Posterior(*nothing, ones, differs, np.arange(0), np.zeros((1, 0, 2)), np.zeros((1, count)), np.zeros((1, 0)))
+    found = summarize_targeted(measures, np.zeros(count), nodes, posterior, "all", CONFIG).mean_score
+    assert (found.low, found.value, found.high) == pytest.approx((0.1, 0.15, 0.8), rel=1e-12)

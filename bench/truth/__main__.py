@@ -51,7 +51,7 @@ EXPERIMENTS: dict[str, Callable[[], list[Section]]] = {
     **{f"targeted rollouts, {budget}": partial(targeted.coverage, budget, 100, REPETITIONS) for budget in targeted.BUDGETS},
     "a real network": lambda: [enumerated.study(16, 100)],
     "long chains": lambda: [long_chains.study(12, 1024)],
-    "protocols": lambda: protocols.compare_protocols(8),
+    "protocols": lambda: protocols.compare_protocols(16),
 }
 
 

@@ -40,7 +40,7 @@ def judged(population: Population, repetitions: int) -> Section:
                 (name, "reverse_kl"): QuestionGains(one.natural_gain[:, t, 0], one.gain[:, t, 0], one.reverse_kl[:, t])
                 for t, name in enumerate(population.names)
             }
-            for name, word in verdicts(names, screening, "reverse_kl", config).items():
+            for name, word in verdicts(names, [screening], "reverse_kl", config).items():
                 counts[name][word] += 1
         for name in names:
             share = {word: count / repetitions for word, count in counts[name].items()}

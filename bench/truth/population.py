@@ -4,7 +4,7 @@ An experiment draws questions with replacement and rollouts without, so that the
 interval has to hold. All signals and gradients come from the functions that the pipeline itself calls.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,19 @@ class Population:
     def index(self, *names: str) -> list[int]:
         """Places of teachers."""
         return [self.names.index(name) for name in names]
+
+    def only(self, *names: str) -> "Population":
+        """These teachers and the first objective: draws are cheaper."""
+        own = self.index(*names)
+        return replace(
+            self,
+            names=names,
+            natural_gain=self.natural_gain[:, own, :1],
+            gain=self.gain[:, own, :1],
+            natural_pushes=self.natural_pushes[:, own, :1],
+            gradient_pushes=self.gradient_pushes[:, own, :1],
+            reverse_kl=self.reverse_kl[:, own],
+        )
 
 
 def teacher_logprobs(world: ReasoningWorld, question: int, temperatures: dict[str, float]) -> dict[str, np.ndarray]:

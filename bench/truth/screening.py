@@ -8,7 +8,7 @@ from page import Section, band, fixed
 from population import Population
 from scipy import stats
 
-from opdscope.core.aggregation import clustered_mean, simultaneous_interval, simultaneous_quantile
+from opdscope.core.aggregation import clustered_mean, simultaneous_quantile
 from opdscope.core.randomness import generator
 from opdscope.core.screening import screening_error, screening_gain
 
@@ -133,8 +133,8 @@ def _pairs(values: np.ndarray, pairs: list[list[int]]) -> np.ndarray:
 def order(population: Population, repetitions: int) -> Section:
     """Whether pairs of teachers are put in order, and the rank correlation over budgets."""
     names = ("good", "fair", "weak", "itself", "stylistic", "harmful", "sharpened", "flattened")
-    index = population.index(*names)
-    truth = population.natural_gain[:, index, 0].mean(axis=0)
+    population = population.only(*names)
+    truth = population.natural_gain[:, :, 0].mean(axis=0)
     pairs = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
     far = np.array([abs(truth[a] - truth[b]) >= 0.15 for a, b in pairs])
     sign = np.array([np.sign(truth[a] - truth[b]) if abs(truth[a] - truth[b]) > 1e-9 else 0.0 for a, b in pairs])
@@ -144,10 +144,10 @@ def order(population: Population, repetitions: int) -> Section:
         source = generator("truth", "order", num_questions, num_rollouts)
         ordered, decided, wrong, undecided, correlation = [], [], [], [], []
         for _ in range(repetitions):
-            gains = draw(population, num_questions, num_rollouts, source).natural_gain[:, index, 0]
+            gains = draw(population, num_questions, num_rollouts, source).natural_gain[:, :, 0]
             values = np.stack([gains[:, a] - gains[:, b] for a, b in pairs], axis=-1)
             width = simultaneous_quantile(values, LEVEL, source, 2000)
-            intervals = [simultaneous_interval(clustered_mean(column, LEVEL), width) for column in values.T]
+            intervals = [clustered_mean(column, LEVEL, width) for column in values.T]
             low, high = np.array([e.low for e in intervals]), np.array([e.high for e in intervals])
             decision = np.where(low > 0, 1.0, np.where(high < 0, -1.0, 0.0))
             ordered.append(bool(np.all(np.sign(values.mean(axis=0))[far] == sign[far])))
@@ -198,7 +198,7 @@ def order(population: Population, repetitions: int) -> Section:
 
 def _jointly(values: np.ndarray, truth: np.ndarray, source: np.random.Generator) -> bool:
     width = simultaneous_quantile(values, LEVEL, source, 2000)
-    intervals = [simultaneous_interval(clustered_mean(column, LEVEL), width) for column in values.T]
+    intervals = [clustered_mean(column, LEVEL, width) for column in values.T]
     return all(e.low <= t <= e.high for e, t in zip(intervals, truth.tolist(), strict=True))
 
 

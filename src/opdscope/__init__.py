@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     from opdscope.advice import advise, load_recipe
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
-    from opdscope.pipeline import diagnose, make_plan, screen
+    from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
-    from opdscope.summary import Summary, node_scores, summarize
+    from opdscope.summary import Summary, compare_runs, node_scores, summarize
 
 __all__ = [
+    "CheckReport",
     "Config",
     "OpdscopeError",
     "Run",
     "Summary",
     "advise",
+    "check",
+    "compare_runs",
     "diagnose",
     "load_config",
     "load_recipe",
@@ -31,10 +34,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "CheckReport": "pipeline",
     "Config": "config",
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
+    "check": "pipeline",
+    "compare_runs": "summary",
     "advise": "advice",
     "diagnose": "pipeline",
     "load_config": "config",

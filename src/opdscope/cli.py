@@ -1,5 +1,6 @@
 """The command line: thin, with a progress bar and an honest ETA; a user's error is one plain sentence and exit code 2."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -173,6 +174,30 @@ def plan(
 
 
 @app.command()
+def check(
+    config: ConfigArgument,
+    run_dir: RunDirOption = None,
+    overrides: SetOption = None,
+    probe_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each of the 16 responses that are drawn.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Models, prompts, numbers, verifier and cost, before anything is spent.
+
+    Exit code 0 if nothing fails, 1 if something does, 2 if the configuration cannot be read.
+    """
+    from opdscope.pipeline import check as check_config
+    from opdscope.report import check_data, render_check
+
+    found = check_config(config, run_dir=run_dir, overrides=overrides or (), probe_tokens=probe_tokens)
+    if as_json:
+        sys.stdout.write(json.dumps(check_data(found), indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print(render_check(found))
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def screen(config: ConfigArgument, run_dir: RunDirOption = None, overrides: SetOption = None, quiet: QuietOption = False) -> None:
     """Rank the teachers from the student's ordinary rollouts alone."""
     _work("screen", config, run_dir, overrides, quiet)
@@ -193,6 +218,25 @@ def summary(
     from opdscope.store import open_run
 
     _show(open_run(run), as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories, the earlier one first.", show_default=False)],
+    objective: Annotated[str | None, typer.Option(help="Objective; default: the first run's first one.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Runs side by side: students, checkpoints or tasks, paired by question where questions match; needs no model."""
+    from opdscope.report import render_comparison
+    from opdscope.store import open_run
+    from opdscope.summary import as_json as to_json
+    from opdscope.summary import compare_runs
+
+    found = compare_runs([open_run(run) for run in runs], objective)
+    if as_json:
+        sys.stdout.write(to_json(found) + "\n")
+    else:
+        _print(render_comparison(found))
 
 
 @app.command()

@@ -171,6 +171,9 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     ),
     # Continuations planned in each round of a target that plans in rounds; without such rounds the plan is `forced_token_ids`.
     "rounds": _schema(round=pa.int32(), node_id=pa.string(), stratum=pa.int32(), first_index=pa.int32(), count=pa.int32()),
+    # What a target was foretold to cost, written when its pilot was in and never again. `stage`: rollouts or continuations, whose tokens they are;
+    # `pilot_tokens`: those that were drawn by then, part of `tokens`.
+    "forecasts": _schema(stage=pa.string(), tokens=pa.float64(), pilot_tokens=pa.int64()),
     # One objective of one teacher at a node. Lists: one entry per stratum; signal and gradient are student-weighted means within it.
     "node_signals": _schema(
         node_id=pa.string(),

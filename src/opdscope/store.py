@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from opdscope.config import Config, load_config
+from opdscope.config import Config, differences, load_config
 from opdscope.errors import ConfigError, RunDirectoryError
 from opdscope.records import SCHEMA_VERSION, SCHEMAS, TRAINING_SCHEMAS
 
@@ -219,10 +219,10 @@ def start_run(path: str | Path, config: Config) -> Run:
     is_run = (directory / _CONFIG).is_file() and (directory / _PROVENANCE).is_file()
     if is_run and _holds_results(directory):
         existing = open_run(directory)
-        differences = _differences(existing.config.identity(), config.identity())
-        if differences:
+        changed = differences(existing.config.identity(), config.identity())
+        if changed:
             raise RunDirectoryError(
-                f"{directory} holds a run of another configuration; what differs: {'; '.join(differences)}. "
+                f"{directory} holds a run of another configuration; what differs: {'; '.join(changed)}. "
                 "Use another directory (--run-dir), or the configuration that it was made with"
             )
     elif directory.exists() and not is_run and (not directory.is_dir() or any(directory.iterdir())):
@@ -260,20 +260,6 @@ def _write_part(target: Path, table: pa.Table) -> None:
 
 def _holds_results(directory: Path) -> bool:
     return any((directory / name).is_dir() and any((directory / name).iterdir()) for name in SCHEMAS)
-
-
-def _differences(before: Any, after: Any, where: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = list(dict.fromkeys([*before, *after]))
-        return [text for key in keys for text in _differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))]
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [text for i, (x, y) in enumerate(zip(before, after, strict=True)) for text in _differences(x, y, f"{where}.{i}")]
-    return [] if before == after else [f"{where} was {_short(before)}, now {_short(after)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _provenance() -> dict[str, Any]:

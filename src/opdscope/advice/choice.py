@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from opdscope.config import Config
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_interval, simultaneous_quantile
+from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_quantile
 from opdscope.core.divergences import signal_scale
 from opdscope.core.randomness import generator
-from opdscope.summary.ranking import over_null, verdict_word
+from opdscope.summary.looks import over_null
+from opdscope.summary.ranking import verdict_word
 from opdscope.summary.teachers import NullGain, QuestionGains, null_of
 
 Criterion = Literal["gain", "gain_per_push"]
@@ -119,7 +120,7 @@ def _verdicts(keys: Sequence[tuple[str, str]], screening: Screening, config: Con
     width = simultaneous_quantile(np.stack([*gains, *above], axis=-1), level, generator(config.seed, "advice"))
     found: dict[tuple[str, str], str] = {}
     for key, own, beyond in zip(keys, gains, above, strict=True):
-        gain, over = (simultaneous_interval(clustered_mean(values, level), width) for values in (own, beyond))
+        gain, over = (clustered_mean(values, level, width) for values in (own, beyond))
         found[key] = verdict_word(gain, over, null_of(screening, *key, config).name is not None, config.analysis.smallest_gain)
     return found
 
@@ -180,7 +181,7 @@ def _comparisons(candidates: Sequence[Candidate], screening: Screening, config: 
     width = simultaneous_quantile(np.stack(scaled, axis=-1), level, generator(config.seed, "advice", "comparisons"))
     found: list[Comparison] = []
     for (first, second), column in zip(pairs[: len(keys) - 1], scaled[: len(keys) - 1], strict=True):
-        difference = simultaneous_interval(clustered_mean(column, level), width)
+        difference = clustered_mean(column, level, width)
         found.append(Comparison(first, second, difference, bool(difference.low > 0 or difference.high < 0)))
     return found
 

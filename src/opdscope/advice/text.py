@@ -18,8 +18,8 @@ from opdscope.advice.recipe import Weighting
 from opdscope.advice.weights import CLASSES, Parts, only, whole
 from opdscope.core.aggregation import Estimate
 from opdscope.report.inert import inert
-from opdscope.report.text import estimate_markup
-from opdscope.summary.headline import plain
+from opdscope.report.text import estimate_text
+from opdscope.summary.plain import plain
 
 
 def advice_data(advice: Advice) -> dict[str, Any]:
@@ -173,4 +173,4 @@ def _reinforcement(details: Details) -> Table:
 
 
 def _markup(estimate: Estimate | dict[str, Any], digits: int = 2) -> str:
-    return estimate_markup(plain(estimate), digits)
+    return estimate_text(plain(estimate), digits)

@@ -1,5 +1,6 @@
 """One YAML file describes one diagnosis."""
 
+from opdscope.config.differences import differences
 from opdscope.config.loading import load_config
 from opdscope.config.paper import PaperConfig
 from opdscope.config.sections import (
@@ -15,10 +16,11 @@ from opdscope.config.sections import (
     same_entropy_name,
 )
 from opdscope.config.target import TargetConfig
-from opdscope.config.teachers import CONTEXTS, NULL_CONTEXTS, ContextKind, PromptFormat, TeacherConfig
+from opdscope.config.teachers import CONTEXTS, DEMONSTRATED_CONTEXTS, NULL_CONTEXTS, ContextKind, PromptFormat, TeacherConfig
 
 __all__ = [
     "CONTEXTS",
+    "DEMONSTRATED_CONTEXTS",
     "NULL_CONTEXTS",
     "RANDOM_LOGITS",
     "Config",
@@ -34,6 +36,7 @@ __all__ = [
     "TargetedConfig",
     "TaskConfig",
     "TeacherConfig",
+    "differences",
     "load_config",
     "same_entropy_name",
 ]

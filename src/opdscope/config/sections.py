@@ -183,11 +183,11 @@ class TargetedConfig(_Strict):
     min_candidate_prob: float = Field(default=0.01, gt=0, lt=1)
     """A token is a candidate if the student or a teacher gives it at least this probability."""
     continuations_per_node: int = Field(default=32, ge=2)
-    """Continuations a node, shared out over its strata; with `target.kind` tokens or map the target decides instead."""
+    """Continuations a node, shared out over its strata; with `target.kind` tokens, map or split the target decides instead."""
     min_continuations: int = Field(default=3, ge=2)
-    """Least continuations of a stratum that is sampled at all; with `target.kind` tokens or map they are the pilot."""
+    """Least continuations of a stratum that is sampled at all; with `target.kind` tokens, map or split they are the pilot."""
     max_continuations: int = Field(default=200, ge=2)
-    """Most continuations of a stratum with `target.kind` tokens or map."""
+    """Most continuations of a stratum with `target.kind` tokens, map or split."""
     min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
     """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
     temperature: float | None = Field(default=None, gt=0)
@@ -218,6 +218,8 @@ class AnalysisConfig(_Strict):
     """Posterior draws a node."""
     back_up: bool = True
     """Let the later nodes of a path inform the success of its tokens at the earlier ones; no effect under `protocol: paper`."""
+    control_variates: bool = False
+    """Lower the noise of screening gains by the teachers' own log-ratios, without bias; worth as much as they know of the outcome."""
     smallest_gain: float = Field(default=0.05, ge=0)
     """Least gain over null, in success per unit step, that would be of use: a teacher whose interval lies below it does not help."""
 

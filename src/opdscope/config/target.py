@@ -4,7 +4,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_KEYS = {"each_node": (), "tokens": ("tokens", "rounds", "seconds"), "map": ("width", "tokens", "seconds")}
+_KEYS = {
+    "each_node": (),
+    "rank": ("top", "rounds", "tokens", "seconds"),
+    "split": ("width", "rounds", "tokens", "seconds"),
+    "tokens": ("tokens", "rounds", "seconds"),
+    "map": ("width", "tokens", "seconds"),
+}
 """Settings that each kind of target has."""
 
 
@@ -13,19 +19,28 @@ class TargetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["each_node", "tokens", "map"] = "each_node"
+    kind: Literal["each_node", "rank", "split", "tokens", "map"] = "each_node"
     """each_node: `targeted.continuations_per_node` at every node; it stops when they are drawn.
+    rank: ordinary rollouts in rounds, until the order of the `top` teachers is settled or `rollouts.num_rollouts` a question are drawn; no
+    targeted rollouts.
+    split: continuations in rounds on correct and incorrect paths, until the difference of each teacher's gain between them has an interval no
+    wider than `width`, or continuations could hardly narrow it further.
     tokens: every continuation goes where it narrows the teachers' natural gains most per token, until `tokens` are spent.
     map: each node gets what its natural gains are foretold to need for intervals no wider than `width`."""
+    top: int = Field(default=2, ge=1)
+    """Kind rank: teachers whose order is to be settled: each against all behind it and against its null, at `analysis.confidence` over all
+    rounds together. Differences within `analysis.smallest_gain` count as settled ties."""
     tokens: int | None = Field(default=None, ge=1)
-    """Kinds tokens (must be given) and map: most tokens of continuations."""
+    """Most tokens of continuations (kind tokens, where it must be given, split and map) or of ordinary rollouts (kind rank)."""
     seconds: float | None = Field(default=None, gt=0)
-    """Kinds tokens and map: no further round begins once continuations took so long. Another machine then gives another result."""
+    """No further round begins once rollouts or continuations took so long. Another machine then gives another result."""
     width: float = Field(default=0.2, gt=0)
     """Kind map: widest interval, at `analysis.confidence`, of the natural gain divided by the standard deviation of the teacher's signal, a
-    number between -1/2 and 1/2."""
+    number between -1/2 and 1/2. Kind split: widest interval of the difference in natural gain of a response divided by the root of the
+    response's total signal variance."""
     rounds: int = Field(default=4, ge=1, le=100)
-    """Kind tokens: parts in which the budget is spent after the pilot."""
+    """Kind tokens: parts in which the budget is spent after the pilot. Kind rank: most looks; each doubles the rollouts. Kind split: most rounds
+    after the pilot; each doubles what was spent."""
 
     @model_validator(mode="after")
     def _settings_of_the_kind(self) -> "TargetConfig":

@@ -100,7 +100,7 @@ def advantage_variance(
         0.0054
     """
     probs = _stratum_probs(student_logprobs, teacher_probs, success_variance)
-    return np.sum((_normalized(teacher_probs, "teacher") - probs) ** 2 * success_variance, axis=-1)
+    return np.sum((_normalized(teacher_probs, "teacher", may_be_undefined=True) - probs) ** 2 * success_variance, axis=-1)
 
 
 def gain(
@@ -251,11 +251,11 @@ def teacher_advantage(
 
     Args:
         student_logprobs: Natural-log probabilities of the strata, summing to one.
-        teacher_probs: The teacher's probability of each stratum, summing to one.
+        teacher_probs: The teacher's probability of each stratum, summing to one; NaN where its logits were not finite.
         success: Success probability per stratum, in [0, 1].
 
     Returns:
-        :math:`\sum_j (q_j - p_j) S_j`, in success probability, in [-1, 1]. Equals the natural gain of forward KL.
+        :math:`\sum_j (q_j - p_j) S_j`, in success probability, in [-1, 1]. Equals the natural gain of forward KL. NaN where the teacher is.
 
     Raises:
         ShapeError: If the stratum axes differ in length.
@@ -266,7 +266,7 @@ def teacher_advantage(
         0.18
     """
     probs = _stratum_probs(student_logprobs, teacher_probs, success)
-    return np.sum((_normalized(teacher_probs, "teacher") - probs) * success, axis=-1)
+    return np.sum((_normalized(teacher_probs, "teacher", may_be_undefined=True) - probs) * success, axis=-1)
 
 
 def ideal_norm_noise(
@@ -309,9 +309,12 @@ def _stratum_probs(student_logprobs: Float[np.ndarray, "*batch stratum"], *other
     return _normalized(np.exp(student_logprobs), "student")
 
 
-def _normalized(probs: Float[np.ndarray, "*batch stratum"], whose: str) -> Float[np.ndarray, "*batch stratum"]:
+def _normalized(
+    probs: Float[np.ndarray, "*batch stratum"], whose: str, may_be_undefined: bool = False
+) -> Float[np.ndarray, "*batch stratum"]:
     total = np.sum(probs, axis=-1, keepdims=True)
-    if not np.all(np.abs(total - 1.0) <= _NORMALIZATION_TOLERANCE):
+    right = np.abs(total - 1.0) <= _NORMALIZATION_TOLERANCE
+    if not np.all(right | np.isnan(total) if may_be_undefined else right):
         worst = float(np.ravel(total)[np.argmax(np.abs(np.ravel(total) - 1.0))])
         raise NormalizationError(
             f"stratum probabilities of the {whose} sum to {worst:.8f}; expected 1 within {_NORMALIZATION_TOLERANCE:g}: "

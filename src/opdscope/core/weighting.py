@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_interval, simultaneous_quantile
+from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_quantile
 from opdscope.core.shrinkage import shrink
 from opdscope.errors import ShapeError
 
@@ -131,10 +131,9 @@ def improvements(candidates: Sequence[HeldOut], confidence: float, generator: np
         lower end is above zero with a chance of at most about (1 - confidence) / 2, however many candidates there are.
     """
     counted = [np.column_stack([candidate.sums, np.where(np.isnan(candidate.sums).any(axis=1), np.nan, 1.0)]) for candidate in candidates]
-    estimates = [clustered_statistic(sums, _improvement, confidence) for sums in counted]
     values = np.stack([_pseudo_values(sums, _improvement) for sums in counted], axis=-1)
     width = simultaneous_quantile(values, confidence, generator)
-    return [simultaneous_interval(estimate, width) for estimate in estimates]
+    return [clustered_statistic(sums, _improvement, confidence, width) for sums in counted]
 
 
 def _improvement(sums: Float[np.ndarray, "5"]) -> float:

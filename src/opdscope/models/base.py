@@ -5,8 +5,11 @@ from one Scorer with a full-vocabulary softmax. Token ids go in and token ids co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
 
 from opdscope.errors import ModelError
 
@@ -35,6 +38,9 @@ class Sample:
     """Sampled tokens; the end-of-sequence token is included where it was drawn (it is a token like any other, with a gradient)."""
     finished: bool
     """True if an end-of-sequence token was drawn, False if the length limit ended it."""
+    logprobs: Float[np.ndarray, "token"] | None = field(default=None, compare=False, repr=False)
+    """What the engine drew each token with: natural logs at the temperature of the call, in the engine's own precision. No part of any
+    result; `opdscope check` holds them against the scorer's. None if the engine does not tell."""
 
 
 class Sampler(Protocol):

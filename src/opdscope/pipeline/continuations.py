@@ -32,7 +32,7 @@ def sample_continuations(experiment: Experiment) -> None:
         branches = [_Branch(nodes[row["node_id"]], row["stratum"], 0, tuple(row["forced_token_ids"])) for row in strata]
         _draw(experiment, "continuations", "", branches)
         return
-    rounds = Rounds(experiment)
+    rounds = Rounds(experiment.run, experiment.config)
     forced = {(row["node_id"], row["stratum"]): row for row in strata}
     for index in itertools.count():
         planned = rounds.plan(index)

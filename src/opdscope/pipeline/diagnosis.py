@@ -8,6 +8,7 @@ from typing import Any
 from opdscope.config import Config, load_config
 from opdscope.pipeline.continuations import sample_continuations
 from opdscope.pipeline.experiment import Experiment, describe_models, load_models
+from opdscope.pipeline.looks import looks
 from opdscope.pipeline.nodes import choose_nodes
 from opdscope.pipeline.nulls import match_nulls
 from opdscope.pipeline.paper import choose_paper_nodes
@@ -49,11 +50,13 @@ def diagnose(
 ) -> Run:
     """Screening, then targeted rollouts: alignment per node and token, and the split by correct and incorrect paths.
 
-    Arguments, return value and errors are those of :func:`screen`. Where no rollout or every rollout is correct there is nothing to
-    measure: targeted rollouts are then not drawn, and the summary says so.
+    Arguments, return value and errors are those of :func:`screen`. With `target.kind: rank` screening is all that is asked for.
+    Where no rollout or every rollout is correct there is nothing to measure: targeted rollouts are then not drawn, and the summary says so.
     """
     with _experiment(config, run_dir, overrides, watcher) as experiment:
         _screen(experiment)
+        if experiment.config.target.kind == "rank":
+            return experiment.run
         if _has_both_outcomes(experiment.run):
             if (paper := experiment.config.paper) is not None:
                 choose_paper_nodes(experiment, paper)
@@ -84,11 +87,13 @@ def _experiment(
 
 def _screen(experiment: Experiment) -> None:
     store_questions(experiment)
-    sample_rollouts(experiment)
-    store_contexts(experiment)
-    sample_teachers(experiment)
-    match_nulls(experiment)
-    score_rollouts(experiment)
+    for look in looks(experiment):
+        sample_rollouts(experiment, look)
+        if look.start == 0:
+            store_contexts(experiment)
+            sample_teachers(experiment)
+            match_nulls(experiment)
+        score_rollouts(experiment, look)
 
 
 def _has_both_outcomes(run: Run) -> bool:

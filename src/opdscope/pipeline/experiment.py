@@ -127,23 +127,29 @@ def load_models(config: Config) -> tuple[Model, dict[str, Model]]:
     Raises:
         ModelError: If a model is missing, cannot be used, or has another vocabulary than the student.
     """
+    load = model_loader(config)
+    student = load(config.student)
+    teachers = {teacher.name: load(teacher) for teacher in config.teachers}
+    for model in distinct(teachers.values()):
+        if model is not student:
+            require_same_vocabulary(student, model)
+    return student, teachers
+
+
+def model_loader(config: Config) -> Callable[[ModelConfig | TeacherConfig], Model]:
+    """What loads the model of the student's or a teacher's section, each set of weights once; a teacher without a model is the student's."""
     loaded: dict[tuple[str, str, str | None], Model] = {}
 
-    def load(spec: ModelConfig | TeacherConfig, name: str) -> Model:
+    def load(spec: ModelConfig | TeacherConfig) -> Model:
+        if isinstance(spec, TeacherConfig) and spec.teacher_model_name_or_path is None:
+            spec = config.student
+        name = spec.model_name_or_path if isinstance(spec, ModelConfig) else str(spec.teacher_model_name_or_path)
         key = (name, spec.dtype, spec.revision)
         if key not in loaded:
             loaded[key] = _load_model(config, spec, name)
         return loaded[key]
 
-    student = load(config.student, config.student.model_name_or_path)
-    teachers: dict[str, Model] = {}
-    for teacher in config.teachers:
-        own = teacher.teacher_model_name_or_path
-        teachers[teacher.name] = student if own is None else load(teacher, own)
-    for model in distinct(teachers.values()):
-        if model is not student:
-            require_same_vocabulary(student, model)
-    return student, teachers
+    return load
 
 
 def _load_model(config: Config, spec: ModelConfig | TeacherConfig, name: str) -> Model:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,12 @@ from opdscope.models.base import Model, Sample, SampleRequest, ScoreRequest
 from opdscope.pipeline.diagnosis import ConfigSource
 from opdscope.pipeline.experiment import distinct, load_models
 from opdscope.pipeline.nulls import NullTeacher, RowKey
+from opdscope.pipeline.rounds import Rounds
 from opdscope.pipeline.scores import Array, blocks
 from opdscope.pipeline.teacher_contexts import require_contexts
 from opdscope.records import NullKind
-from opdscope.store import open_run
+from opdscope.store import Run, open_run
+from opdscope.summary.looks import order_of
 from opdscope.tasks import Task, load_task
 
 _PROBE_ROWS, _PROBE_TOKENS = 64, 8
@@ -56,6 +58,8 @@ class Plan:
     """Where the expected length comes from."""
     speed_source: str
     """Where the speeds come from."""
+    target_source: str
+    """What the cost of the target is foretold from; empty where the target decides nothing."""
 
     @property
     def expected_tokens(self) -> int:
@@ -99,17 +103,25 @@ def make_plan(config: ConfigSource, *, run_dir: str | Path | None = None, overri
     settings = load_config(config, overrides)
     task = load_task(settings.task)
     require_contexts(settings, task, settings.prompt or task.prompt_format)
-    student, teachers = load_models(settings)
-    prompt = _longest_prompt(settings, task, student)
-    speeds = _probe(settings, student, teachers, prompt) if measure else None
-    length, source = _expected_length(settings, Path("runs") / settings.name if run_dir is None else Path(run_dir))
-    memory, note = _memory(settings, student, teachers, len(prompt))
-    stages = tuple(_stages(settings, len(task.questions), length, speeds))
+    return plan_with(settings, task, *load_models(settings), run_dir=run_dir, measure=measure)
+
+
+def plan_with(
+    config: Config, task: Task, student: Model, teachers: dict[str, Model], *, run_dir: str | Path | None = None, measure: bool = True
+) -> Plan:
+    """As :func:`make_plan`, with questions and models that are loaded already."""
+    prompt = _longest_prompt(config, task, student)
+    speeds = _probe(config, student, teachers, prompt) if measure else None
+    pilot = _pilot(config, Path("runs") / config.name if run_dir is None else Path(run_dir))
+    length, source = _expected_length(config, pilot)
+    foretold = None if pilot is None else _foretold(config, pilot)
+    memory, note = _memory(config, student, teachers, len(prompt))
+    stages = tuple(_stages(config, len(task.questions), length, speeds, foretold))
     how = f"a probe of {_PROBE_ROWS} × {_PROBE_TOKENS} tokens on this machine" if measure else "not measured"
-    return Plan(stages, memory, note, source, how)
+    return Plan(stages, memory, note, source, how, _target_source(config, pilot, foretold))
 
 
-def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds | None) -> list[PlannedStage]:
+def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds | None, foretold: float | None) -> list[PlannedStage]:
     rollouts, targeted, most = config.rollouts, config.targeted, config.rollouts.max_completion_length
 
     def stage(name: str, samples: int, share: float, per_sample: int, speed: float | None) -> PlannedStage:
@@ -125,13 +137,29 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
     paths = num_questions * 2 * (targeted if config.paper is None else config.paper).paths_per_outcome
     student = None if sampling is None else sampling["student"]
     scoring = None if speeds is None else speeds.scoring
+    if config.target.kind == "rank":
+        # what is foretold is the share of the measured rollouts that will be drawn; demonstrations are drawn in any case
+        share = 1.0 if foretold is None else min(foretold / (num_questions * rollouts.num_rollouts * length), 1.0)
+        measured, shown = num_questions * rollouts.num_rollouts, num_questions * rollouts.num_demonstrations
+        return [
+            stage("rollouts, at most", ordinary, (share * measured + shown) / ordinary, 1, student),
+            stage("teacher rollouts", own * len(config.teachers), 1.0, 1, slowest),
+            stage("screening, at most", measured, share, models, scoring),
+        ]
     return [
         stage("rollouts", ordinary, 1.0, 1, student),
         stage("teacher rollouts", own * len(config.teachers), 1.0, 1, slowest),
         stage("screening", num_questions * rollouts.num_rollouts, 1.0, models, scoring),
         stage("nodes", paths, 1.0, models, scoring),
-        _continuations(config, paths, length, student),
+        _at(foretold, _continuations(config, paths, length, student), student),
     ]
+
+
+def _at(foretold: float | None, stage: PlannedStage, speed: float | None) -> PlannedStage:
+    """The stage with the tokens that a pilot foretells."""
+    if foretold is None:
+        return stage
+    return replace(stage, expected_tokens=round(foretold), expected_seconds=None if speed is None else foretold / speed)
 
 
 def _continuations(config: Config, paths: int, length: float, speed: float | None) -> PlannedStage:
@@ -221,15 +249,51 @@ def _reduce(config: Config, student_logprobs: Array, others: Iterable[Array]) ->
             reduce_rows(student, logprobs, taken, objective)
 
 
-def _expected_length(config: Config, run_dir: Path) -> tuple[float, str]:
+def _pilot(config: Config, run_dir: Path) -> Run | None:
+    """A run whose rollouts and continuations are worth the same as this configuration's: only what is asked for, and how much, may differ."""
     try:
         run = open_run(run_dir)
-        lengths = [len(row) for row in run.table("rollouts")["token_ids"].to_pylist()]
-        if lengths and run.config.identity() == config.identity():
-            return float(np.mean(lengths)), f"mean of the {len(lengths):,} rollouts in {run_dir}"
     except RunDirectoryError:
-        pass  # there is no such run yet: the usual case
-    return config.rollouts.max_completion_length / 2, "half of max_completion_length, for want of rollouts"
+        return None  # there is no such run yet: the usual case
+    mine, theirs = config.identity(), run.config.identity()
+    for identity in (mine, theirs):
+        identity.pop("target")
+        identity["rollouts"].pop("num_rollouts")
+    return run if mine == theirs and run.table("rollouts").num_rows > 0 else None
+
+
+def _expected_length(config: Config, pilot: Run | None) -> tuple[float, str]:
+    if pilot is None:
+        return config.rollouts.max_completion_length / 2, "half of max_completion_length, for want of rollouts"
+    lengths = [len(row) for row in pilot.table("rollouts")["token_ids"].to_pylist()]
+    return float(np.mean(lengths)), f"mean of the {len(lengths):,} rollouts in {pilot.path}"
+
+
+def _foretold(config: Config, pilot: Run) -> float | None:
+    """Tokens that the target is foretold to take of the stage that it decides about; None where the pilot does not say."""
+    if config.target.kind == "each_node":
+        return None
+    if config.target.kind != "rank":
+        return Rounds(pilot, config).foretold_tokens() if pilot.table("continuations").num_rows > 0 else None
+    order = order_of(pilot.tables(), config)
+    if order is None or order.rollouts > min(_scored(pilot).values(), default=0):
+        return None
+    rows = pilot.table("rollouts").select(["token_ids"]).to_pylist()
+    return order.foretold * len(_scored(pilot)) * float(np.mean([len(row["token_ids"]) for row in rows]))
+
+
+def _scored(run: Run) -> dict[str, int]:
+    """Measured rollouts of each question that are scored."""
+    scored = run.table("student_positions")["question_id"].to_pylist()
+    return {question_id: scored.count(question_id) for question_id in run.table("questions")["question_id"].to_pylist()}
+
+
+def _target_source(config: Config, pilot: Run | None, foretold: float | None) -> str:
+    if config.target.kind == "each_node":
+        return ""
+    if pilot is None or foretold is None:
+        return "not foretold, for want of a pilot: run the first part, or give --run-dir a run of the same models and questions"
+    return f"foretold from what {pilot.path} holds"
 
 
 def _memory(config: Config, student: Model, teachers: dict[str, Model], prompt: int) -> tuple[float, str]:

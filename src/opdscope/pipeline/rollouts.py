@@ -1,8 +1,11 @@
 """The student's ordinary rollouts, and the teachers' own for the accuracy gap."""
 
+from collections.abc import Sequence
+
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import SampleRequest
 from opdscope.pipeline.experiment import Experiment, unit_names
+from opdscope.pipeline.looks import Look
 from opdscope.records import Role, to_table
 
 
@@ -17,22 +20,23 @@ def store_questions(experiment: Experiment) -> None:
     experiment.run.write("questions", "000000", to_table("questions", rows))
 
 
-def sample_rollouts(experiment: Experiment) -> None:
-    """Draw and verify measured rollouts and demonstrations for every question."""
+def sample_rollouts(experiment: Experiment, look: Look) -> None:
+    """Draw and verify a look's measured rollouts for every question, with the first one the demonstrations."""
     settings = experiment.config.rollouts
-    per_question = settings.num_rollouts + settings.num_demonstrations
+    # demonstrations have the same seeds wherever the measured rollouts end
+    last = range(settings.num_rollouts, settings.num_rollouts + settings.num_demonstrations if look.start == 0 else settings.num_rollouts)
+    indices = (*range(look.start, look.stop), *last)
+    per_question = len(indices)
     blocks = experiment.question_blocks(per_question)
-    names = unit_names(len(blocks))
+    names = [look.prefix + name for name in unit_names(len(blocks))]
 
     def work(unit: int) -> int:
         questions = [experiment.questions[index] for index in blocks[unit]]
-        requests = [
-            _request(experiment, q.question_id, experiment.student_prompts[q.question_id], "rollout", per_question) for q in questions
-        ]
+        requests = [_request(experiment, q.question_id, experiment.student_prompts[q.question_id], "rollout", indices) for q in questions]
         samples = [
             (q.question_id, index, sample)
             for q, group in zip(questions, experiment.sample(experiment.student, requests), strict=True)
-            for index, sample in enumerate(group)
+            for index, sample in zip(indices, group, strict=True)
         ]
         verdicts = experiment.verify([s[0] for s in samples], [s[2].token_ids for s in samples], [s[2].finished for s in samples])
         rows = [
@@ -49,7 +53,9 @@ def sample_rollouts(experiment: Experiment) -> None:
         experiment.run.write("rollouts", names[unit], to_table("rollouts", rows))
         return sum(len(sample.token_ids) for _, _, sample in samples)
 
-    experiment.run_units("rollouts", "rollouts", [(name, len(b) * per_question) for name, b in zip(names, blocks, strict=True)], work)
+    experiment.run_units(
+        look.stage("rollouts"), "rollouts", [(name, len(b) * per_question) for name, b in zip(names, blocks, strict=True)], work
+    )
 
 
 def sample_teachers(experiment: Experiment) -> None:
@@ -70,7 +76,8 @@ def sample_teachers(experiment: Experiment) -> None:
     def work(unit: int) -> int:
         teacher, block = blocks[unit]
         requests = [
-            _request(experiment, row["question_id"], tuple(row["prompt_token_ids"]), f"teacher:{teacher}", per_question) for row in block
+            _request(experiment, row["question_id"], tuple(row["prompt_token_ids"]), f"teacher:{teacher}", range(per_question))
+            for row in block
         ]
         samples = [
             (row["question_id"], index, sample)
@@ -95,6 +102,6 @@ def sample_teachers(experiment: Experiment) -> None:
     experiment.run_units("teacher rollouts", "teacher_rollouts", sizes, work)
 
 
-def _request(experiment: Experiment, question_id: str, prompt: tuple[int, ...], purpose: str, count: int) -> SampleRequest:
-    seeds = tuple(derive_seed(experiment.config.seed, purpose, question_id, index) for index in range(count))
+def _request(experiment: Experiment, question_id: str, prompt: tuple[int, ...], purpose: str, indices: Sequence[int]) -> SampleRequest:
+    seeds = tuple(derive_seed(experiment.config.seed, purpose, question_id, index) for index in indices)
     return SampleRequest(prompt, len(prompt), (), seeds, experiment.max_length)

@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtri
 
+from opdscope.config import Config
 from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
 from opdscope.core.success import StratumOutcomes
-from opdscope.pipeline.experiment import Experiment
 from opdscope.records import TAIL, Outcome, Role, to_table
-from opdscope.summary.nodes import padded
+from opdscope.store import Run
+from opdscope.summary.nodes import padded, planned_counts
+from opdscope.summary.split import class_weights, measure_split
 from opdscope.summary.weights import question_weights
 
 _FOLDS = 10
@@ -42,12 +44,12 @@ class Planned:
 class Rounds:
     """The rounds of a run, planned one after another and read back where they are stored."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        """Read what nodes and strata are stored."""
-        self._experiment = experiment
-        self._rows = experiment.run.table("nodes").to_pylist()
+    def __init__(self, run: Run, config: Config) -> None:
+        """Read what nodes and strata are stored; the configuration may ask for another target than the run's own."""
+        self._run, self._config = run, config
+        self._rows = run.table("nodes").to_pylist()
         index_of = {row["node_id"]: i for i, row in enumerate(self._rows)}
-        strata = experiment.run.table("strata").to_pylist()
+        strata = run.table("strata").to_pylist()
         shape = (len(self._rows), max((row["stratum"] + 1 for row in strata), default=0))
         self._probs, self._tape = np.zeros(shape), np.zeros(shape, dtype=np.int64)
         self._is_tail = np.zeros(shape, dtype=bool)
@@ -55,7 +57,7 @@ class Rounds:
             place = index_of[row["node_id"]], row["stratum"]
             self._probs[place], self._is_tail[place] = row["student_prob"], row["token_id"] == TAIL
             self._tape[place] = len(row["forced_token_ids"])
-        settings = experiment.config.targeted
+        settings = config.targeted
         self._pilot = np.where(self._tape > 0, settings.min_continuations, 0)
         self._most = np.where(self._tape > 0, settings.max_continuations, 0)
 
@@ -64,7 +66,7 @@ class Rounds:
 
         All earlier rounds must be finished. The plan is stored before it is returned, so that an interrupted round goes on as it was meant.
         """
-        run, name = self._experiment.run, f"{index:03d}"
+        run, name = self._run, f"{index:03d}"
         if not run.has("rounds", name):
             rows = [{"round": index, **vars(planned)} for planned in self._decide(index)]
             run.write("rounds", name, to_table("rounds", rows))
@@ -72,20 +74,74 @@ class Rounds:
         return [Planned(row["node_id"], row["stratum"], row["first_index"], row["count"]) for row in own]
 
     def _decide(self, index: int) -> list[Planned]:
-        have = np.zeros_like(self._pilot)
         if index == 0:
-            return self._planned(have, self._pilot)
-        places = {row["node_id"]: i for i, row in enumerate(self._rows)}
-        for row in self._experiment.run.table("rounds").to_pylist():
-            have[places[row["node_id"]], row["stratum"]] += row["count"]
-        target = self._experiment.config.target
-        last = target.rounds if target.kind == "tokens" else 1
-        if index > last or self._out_of_time():
+            return self._planned(np.zeros_like(self._pilot), self._pilot)
+        if index > self._last_round() or self._out_of_time():
             return []
-        spent = sum(len(tokens) for tokens in self._experiment.run.table("continuations")["token_ids"].to_pylist())
+        have, spent, target = self._have(), self._spent(), self._config.target
+        if index == 1:
+            foretold = {"stage": "continuations", "tokens": self.foretold_tokens(), "pilot_tokens": spent}
+            self._run.write("forecasts", "continuations", to_table("forecasts", [foretold]))
         left = np.inf if target.tokens is None else float(target.tokens - spent)
-        added = self._by_tokens(have, left / (last - index + 1)) if target.kind == "tokens" else self._by_width(have, left)
+        if target.kind == "tokens":
+            added = self._by_tokens(have, left / (self._last_round() - index + 1))
+        elif target.kind == "map":
+            added = self._by_width(have, left)
+        else:
+            added = self._by_split(have, min(left, float(spent))) if self._split_goes_on() else np.zeros_like(have)
         return self._planned(have, np.minimum(added, self._most - have))
+
+    def foretold_tokens(self) -> float:
+        """Tokens of continuations, those that are drawn included, that the target is foretold to take."""
+        target, spent = self._config.target, self._spent()
+        match target.kind:
+            case "tokens":
+                needed = float(target.tokens or spent)
+            case "map":
+                have = self._have()
+                added = np.minimum(self._by_width(have, np.inf), np.maximum(self._most - have, 0))
+                needed = spent + float(np.sum(added * self._cost()))
+            case "split":
+                needed = self._foretold_split(spent)
+            case _:
+                needed = float(spent)
+        return min(needed, target.tokens or np.inf)
+
+    def _foretold_split(self, spent: int) -> float:
+        """Each round doubles what was spent: by how many of them does what continuations add to the variance fall far enough?"""
+        target, have = self._config.target, self._have()
+        open_ones = [s for s in measure_split(self._run.tables(), self._config) if s.width > target.width and s.continuations_help]
+        wanted = min((split.noise_for(target.width) / split.noise for split in open_ones), default=1.0)
+        weights, variance = self._split_weights(), self._variance()
+        use = (weights > 0) & (have > 0)
+
+        def noise(counts: Int[np.ndarray, "node stratum"]) -> float:
+            return float(np.sum((weights**2 * variance)[use] / counts[use]))
+
+        counts, doublings = have, 0
+        while doublings < target.rounds and noise(counts) > wanted * noise(have):
+            added = self._greedy(weights, counts, spent * 2.0**doublings)
+            counts, doublings = counts + np.minimum(added, self._most - counts), doublings + 1
+        return spent * 2.0**doublings
+
+    def _last_round(self) -> int:
+        return 1 if self._config.target.kind == "map" else self._config.target.rounds
+
+    def _spent(self) -> int:
+        return sum(len(tokens) for tokens in self._run.table("continuations")["token_ids"].to_pylist())
+
+    def _have(self) -> Int[np.ndarray, "node stratum"]:
+        """Continuations of each stratum that are planned so far."""
+        have = np.zeros_like(self._pilot)
+        places = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        for (node_id, stratum), count in planned_counts({name: self._run.table(name) for name in ("strata", "rounds")}).items():
+            have[places[node_id], stratum] = count
+        return have
+
+    def _split_goes_on(self) -> bool:
+        """Some teacher's interval is still too wide, and continuations could narrow it."""
+        splits, width = measure_split(self._run.tables(), self._config), self._config.target.width
+        return any(split.width > width and split.continuations_help for split in splits)
 
     def _planned(self, have: Int[np.ndarray, "node stratum"], added: Int[np.ndarray, "node stratum"]) -> list[Planned]:
         return [
@@ -93,22 +149,32 @@ class Rounds:
         ]
 
     def _out_of_time(self) -> bool:
-        limit = self._experiment.config.target.seconds
-        took = sum(entry["seconds"] for entry in self._experiment.run.times() if entry["stage"].startswith("continuations"))
+        limit = self._config.target.seconds
+        took = sum(entry["seconds"] for entry in self._run.times() if entry["stage"].startswith("continuations"))
         return limit is not None and took >= limit
 
     def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""
+        return self._greedy(self._weights(question_weights(self._rows)), have, budget)
+
+    def _by_split(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
+        """Least variance of the difference of two means over questions, on incorrect and on correct paths; questions with one kind have none."""
+        return self._greedy(self._split_weights(), have, budget)
+
+    def _split_weights(self) -> Float[np.ndarray, "node stratum"]:
+        kinds = {(row["question_id"], row["path_outcome"]) for row in self._rows}
+        both = np.array([{(row["question_id"], outcome) for outcome in ("correct", "incorrect")} <= kinds for row in self._rows])
+        return self._weights(class_weights(self._rows) * both)
+
+    def _weights(self, weight: Float[np.ndarray, "node"]) -> Float[np.ndarray, "node stratum"]:
         signals, variances = self._signals()
-        weight = question_weights(self._rows)
         # a teacher's push over all nodes is one scale: nodes at which it pushes harder do count for more
         scales = np.sqrt(np.sum(weight**2 * variances, axis=1, keepdims=True))
-        weights = target_weights(self._probs, signals * weight[:, None], scales)
-        return self._greedy(weights, have, budget)
+        return target_weights(self._probs, signals * weight[:, None], scales)
 
     def _by_width(self, have: Int[np.ndarray, "node stratum"], left: float) -> Int[np.ndarray, "node stratum"]:
         """At each node, for the teacher that needs most of each stratum, what the width demands; the most useful of it if that is too much."""
-        target, level = self._experiment.config.target, self._experiment.config.analysis.confidence
+        target, level = self._config.target, self._config.analysis.confidence
         signals, variances = self._signals()
         each = [
             target_weights(self._probs, signal[None], np.sqrt(variance)[None]) for signal, variance in zip(signals, variances, strict=True)
@@ -116,7 +182,7 @@ class Rounds:
         weights = np.max(each, axis=0)
         wanted = (target.width / (2.0 * float(ndtri(0.5 + level / 2)))) ** 2
         variance, cost = self._variance(), self._cost()
-        counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._experiment.config.targeted.max_continuations)
+        counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._config.targeted.max_continuations)
         added = np.maximum(counts - have, 0)
         if float(np.sum(added * cost)) > left:
             return np.minimum(added, self._greedy(weights, have, left))
@@ -130,10 +196,10 @@ class Rounds:
 
     def _signals(self) -> tuple[Float[np.ndarray, "teacher node stratum"], Float[np.ndarray, "teacher node"]]:
         """Signal per stratum and its variance over the vocabulary, of every real teacher, for the objective that makes the ranking."""
-        objective, places = self._experiment.config.objectives[0], {row["node_id"]: i for i, row in enumerate(self._rows)}
-        names = list(self._experiment.teachers)
+        objective, places = self._config.objectives[0], {row["node_id"]: i for i, row in enumerate(self._rows)}
+        names = [teacher.name for teacher in self._config.teachers]
         signals, variances = np.zeros((len(names), *self._probs.shape)), np.zeros((len(names), len(self._rows)))
-        own = [r for r in self._experiment.run.table("node_signals").to_pylist() if r["objective"] == objective and r["teacher"] in names]
+        own = [r for r in self._run.table("node_signals").to_pylist() if r["objective"] == objective and r["teacher"] in names]
         for row, values in zip(own, padded([row["signal"] for row in own], self._probs.shape[1]), strict=True):
             place = names.index(row["teacher"]), places[row["node_id"]]
             signals[place], variances[place] = values, row["signal_variance"]
@@ -147,7 +213,7 @@ class Rounds:
         return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
 
     def _lengths(self) -> dict[tuple[str, int], int]:
-        table = self._experiment.run.table("rollouts")
+        table = self._run.table("rollouts")
         return {(row["question_id"], row["rollout_index"]): len(row["token_ids"]) for row in table.to_pylist()}
 
     def _variance(self) -> Float[np.ndarray, "node stratum"]:
@@ -165,7 +231,7 @@ class Rounds:
         places = {row["node_id"]: i for i, row in enumerate(self._rows)}
         correct, verified = np.zeros_like(self._pilot), np.zeros_like(self._pilot)
         columns = ["node_id", "stratum", "continuation_index", "outcome"]
-        for row in self._experiment.run.table("continuations").select(columns).to_pylist():
+        for row in self._run.table("continuations").select(columns).to_pylist():
             place = places[row["node_id"]], row["stratum"]
             if row["continuation_index"] < self._pilot[place] and row["outcome"] != Outcome.UNVERIFIABLE:
                 correct[place] += row["outcome"] == Outcome.CORRECT
@@ -186,7 +252,7 @@ class Rounds:
     def _shares(self) -> dict[str, float]:
         """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
         counts: dict[str, list[int]] = {}
-        for row in self._experiment.run.table("rollouts").select(["question_id", "role", "outcome"]).to_pylist():
+        for row in self._run.table("rollouts").select(["question_id", "role", "outcome"]).to_pylist():
             if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
                 counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
         return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}

@@ -8,6 +8,7 @@ from array_api_compat import array_namespace, device
 
 from opdscope.core.screening import StudentRows, compare_rows, of_tokens, reduce_rows
 from opdscope.pipeline.experiment import Experiment, unit_names
+from opdscope.pipeline.looks import Look
 from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
 from opdscope.pipeline.scores import Array, Response, Scores, blocks, teacher_prompts, to_numpy
 from opdscope.records import Role, to_table
@@ -15,15 +16,15 @@ from opdscope.records import Role, to_table
 _UNIT_ROWS = 64  # rollouts in a unit: each is read by every teacher, so a unit costs several times what it cost to sample
 
 
-def score_rollouts(experiment: Experiment) -> None:
-    """Reduce student, teachers and nulls at every position of every measured rollout."""
+def score_rollouts(experiment: Experiment, look: Look) -> None:
+    """Reduce student, teachers and nulls at every position of a look's measured rollouts."""
     measured: dict[str, list[dict[str, Any]]] = {q.question_id: [] for q in experiment.questions}
     for row in experiment.run.table("rollouts").to_pylist():
-        if row["role"] == Role.MEASURED:
+        if row["role"] == Role.MEASURED and look.start <= row["rollout_index"] < look.stop:
             measured[row["question_id"]].append(row)
     prompts, nulls = teacher_prompts(experiment), null_teachers(experiment)
-    blocks = experiment.question_blocks(experiment.config.rollouts.num_rollouts, _UNIT_ROWS)
-    names = unit_names(len(blocks))
+    blocks = experiment.question_blocks(look.stop - look.start, _UNIT_ROWS)
+    names = [look.prefix + name for name in unit_names(len(blocks))]
 
     def work(unit: int) -> int:
         questions = [experiment.questions[index].question_id for index in blocks[unit]]
@@ -41,8 +42,8 @@ def score_rollouts(experiment: Experiment) -> None:
             experiment.run.write(name, names[unit], to_table(name, tables[name]))
         return sum(len(r.token_ids) for r in responses) * (1 + len(experiment.teachers))
 
-    sizes = [(name, len(block) * experiment.config.rollouts.num_rollouts) for name, block in zip(names, blocks, strict=True)]
-    experiment.run_units("screening", "scores", sizes, work)
+    sizes = [(name, len(block) * (look.stop - look.start)) for name, block in zip(names, blocks, strict=True)]
+    experiment.run_units(look.stage("screening"), "scores", sizes, work)
 
 
 def _reduce_question(

@@ -38,7 +38,7 @@ def _verdict(data: Mapping[str, Any]) -> Text:
     text = Text("\n")
     text.append(data["verdict"]["text"], style="bold")
     text.append(
-        f"\nStudent: success {Text.from_markup(estimate_markup(student['success'], sign='')).plain} on {student['num_questions']} questions, "
+        f"\nStudent: success {Text.from_markup(estimate_text(student['success'], sign='')).plain} on {student['num_questions']} questions, "
         f"{student['num_questions_with_both_outcomes']} of them with both outcomes; {student['num_rollouts']} rollouts "
         f"({outcomes['correct']} correct, {outcomes['incorrect']} incorrect, {outcomes['truncated']} truncated, "
         f"{outcomes['unverifiable']} unverifiable).\n"
@@ -73,11 +73,11 @@ def _ranking(data: Mapping[str, Any]) -> Table:
         table.add_row(
             str(rank),
             _name(teacher),
-            estimate_markup(teacher["gain_over_null"]),
+            estimate_text(teacher["gain_over_null"]),
             _bar(teacher["gain_over_null"], span),
-            estimate_markup(teacher["natural_gain"]),
-            estimate_markup(teacher["natural_gain_per_sqrt_kl"]),
-            "—" if teacher["behind_first"] is None else estimate_markup(teacher["behind_first"]),
+            estimate_text(teacher["natural_gain"]),
+            estimate_text(teacher["natural_gain_per_sqrt_kl"]),
+            "—" if teacher["behind_first"] is None else estimate_text(teacher["behind_first"]),
             _coloured(teacher["verdict"]) + _null(teacher),
             f"{teacher['natural_gain']['num_clusters']}{skipped}",
         )
@@ -121,7 +121,7 @@ def _split(data: Mapping[str, Any], title: str, caption: str, columns: Mapping[s
         table.add_column(column, justify="right", min_width=20)
     for teacher in _listed(data, data["teachers"]):
         if teacher["targeted"] is not None:
-            cells = (estimate_markup(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
+            cells = (estimate_text(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
             table.add_row(escape(teacher["name"]), *cells)
     return table
 
@@ -148,7 +148,7 @@ def _paper_numbers(data: Mapping[str, Any]) -> Table:
         factor = "" if own["oracle_ratio"] is None else f" [dim](×{own['oracle_ratio']:.1f})[/dim]"
         table.add_row(
             _name(teacher),
-            *(estimate_markup(teacher["paths"][paths]["paper"][name]) for paths, name in columns),
+            *(estimate_text(teacher["paths"][paths]["paper"][name]) for paths, name in columns),
             _percent(own["share_positive"]),
             _number(own["oracle_filter"]["value"], 2) + factor,
             f"{own['num_scored']} of {own['num_nodes']}",
@@ -185,13 +185,13 @@ def _paper_beside_sound(data: Mapping[str, Any]) -> Table:
         table.add_row(
             _name(teacher),
             _number(own["mean_cosine"]["value"], 2),
-            estimate_markup(sound["mean_score"]),
-            estimate_markup(sound["pooled_alignment"]),
+            estimate_text(sound["mean_score"]),
+            estimate_text(sound["pooled_alignment"]),
             _number(own["oracle_filter"]["value"], 2),
-            estimate_markup(sound["honest_filter"]),
+            estimate_text(sound["honest_filter"]),
             _number(own["advantage"]["value"], 3),
-            estimate_markup(sound["advantage"], 3),
-            estimate_markup(teacher["natural_gain"]),
+            estimate_text(sound["advantage"], 3),
+            estimate_text(teacher["natural_gain"]),
         )
     return table
 
@@ -231,6 +231,7 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
         f"Spent: {spent['rollouts']:,} rollouts ({spent['demonstrations']:,} of them demonstrations), {spent['continuations']:,} continuations, "
         f"{spent['teacher_rollouts']:,} teacher rollouts; {spent['generated_tokens']:,} tokens generated, {spent['scored_tokens']:,} scored.",
     ]
+    lines += _target(data["target"])
     if targeted is not None:
         worst = max((value for value in targeted["teacher_mass_outside_candidates"].values() if value is not None), default=None)
         lines.append(
@@ -244,6 +245,17 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
     if data["times"]:
         lines.append("Seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in data["times"].items()) + ".")
     return [Text(line) for line in lines]
+
+
+def _target(target: Mapping[str, Any]) -> list[str]:
+    """What was asked for and what it cost; nothing where every node simply gets its continuations."""
+    cost = target["cost"]
+    lines = [f"Target {target['kind']}: {target['note']}."] if target["note"] else []
+    if cost is not None:
+        lines.append(
+            f"Cost of the target: {cost['foretold_tokens']:,} tokens of {cost['stage']} foretold after the pilot, {cost['spent_tokens']:,} spent."
+        )
+    return lines
 
 
 def render_plan(plan: "Plan") -> Group:
@@ -264,7 +276,8 @@ def render_plan(plan: "Plan") -> Group:
     table.add_section()
     table.add_row("total", "", f"{plan.expected_tokens:,}", f"{plan.most_tokens:,}", duration(plan.expected_seconds))
     memory = Text(f"Memory: about {plan.memory_bytes / 1e9:.1f} GB ({plan.memory_note}).")
-    return Group(table, memory)
+    target = [Text(f"Cost of the target: {plan.target_source}.")] if plan.target_source else []
+    return Group(table, memory, *target)
 
 
 def duration(seconds: float | None) -> str:
@@ -276,8 +289,8 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def estimate_markup(estimate: Mapping[str, Any] | None, digits: int = 2, sign: str = "+") -> str:
-    """A number with its interval, as rich markup; a dash where it is undefined."""
+def estimate_text(estimate: Mapping[str, Any] | None, digits: int = 2, sign: str = "+") -> str:
+    """An estimate with its interval as markup, or a dash."""
     if estimate is None or estimate["value"] is None:
         return "—"
     if estimate["low"] is None:

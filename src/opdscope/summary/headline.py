@@ -1,9 +1,7 @@
 """The summary of a run: teachers ranked by gain over null, and everything that must stand beside a result."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +10,20 @@ import pyarrow as pa
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
+from opdscope.summary.looks import screen_looks
+from opdscope.summary.needed import needed_to_settle, verdict_with_needed
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
+from opdscope.summary.plain import as_json, plain
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
+from opdscope.summary.target import summarize_target
 from opdscope.summary.teachers import (
     QuestionGains,
     gain_per_push,
     measured_rollouts,
     null_of,
     outcome_values,
-    screen_questions,
     summarize_targeted,
 )
 from opdscope.summary.weights import node_weights
@@ -33,13 +34,13 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, settings; and times.
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, paper, rivals, spent, target, settings; and times.
 
     Only times may differ between runs of one configuration."""
 
     def to_json(self) -> str:
         """The data as JSON text, keys in a fixed order."""
-        return json.dumps(self.data, indent=2, ensure_ascii=False, allow_nan=False)
+        return as_json(self.data)
 
 
 def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Mapping[str, Any]] = ()) -> Summary:
@@ -53,7 +54,8 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     Returns:
         The summary. Teachers are ranked by gain over null for the first objective; what is undefined comes last.
     """
-    screening = screen_questions(tables)
+    looks = screen_looks(tables, config)
+    screening = looks[-1]
     nodes = read_nodes(tables)
     student = _student(tables, config)
     teachers = _teachers(tables, config, screening)
@@ -63,17 +65,20 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         measures = measure_nodes(tables, nodes, posterior, config)
         targeted = _health(nodes, measures)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
-    ranked = rank(teachers, screening, config)
+    ranked = rank(teachers, looks, config)
+    spent = _spent(tables)
+    needed = needed_to_settle(ranked, config.analysis.smallest_gain, config.analysis.confidence, spent["rollout_tokens"])
     data = {
-        "verdict": verdict(ranked, student),
+        "verdict": verdict_with_needed(verdict(ranked, student), needed),
         "student": student,
         "teachers": ranked,
-        "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], screening, config),
+        "comparisons": compare([teacher["name"] for teacher in ranked if not teacher["is_null"]], looks, config),
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
-        "spent": _spent(tables),
+        "spent": spent,
+        "target": summarize_target(tables, config),
         "settings": {
             "name": config.name,
             "objective": config.objectives[0],
@@ -206,6 +211,7 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, int]:
         "demonstrations": len(lengths) - len(measured),
         "teacher_rollouts": len(teachers),
         "continuations": len(continuations),
+        "rollout_tokens": sum(lengths),
         "generated_tokens": sum(lengths) + sum(continuations) + sum(teachers),
         "scored_tokens": sum(measured) + scored,
         "tail_strata": sum(row["token_id"] == TAIL for row in tables["strata"].select(["token_id"]).to_pylist()),
@@ -217,18 +223,3 @@ def _times(times: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for entry in times:
         seconds[entry["stage"]] = round(seconds.get(entry["stage"], 0.0) + entry["seconds"], 3)
     return seconds
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON data: dataclasses as mappings, numpy numbers as Python's, and what is not finite as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -23,7 +23,7 @@ from opdscope.core.alignment import (
     natural_gain,
     teacher_advantage,
 )
-from opdscope.core.backup import back_up, backed_up_posterior, interval_variance, no_links
+from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance, no_links
 from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, mean_success, posterior_success, success_prior
 from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
@@ -171,13 +171,17 @@ class Posterior:
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
-    """Success of every stratum of every node, backed up along paths unless the config says otherwise; each node's draws have their own seed.
+    """Success of every stratum of every node, backed up along paths unless the config says otherwise.
 
     Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
     """
-    probs, outcomes, num_draws = nodes.probs, nodes.outcomes, config.analysis.num_draws
     backs_up = config.analysis.back_up and config.protocol == "default"
-    links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
+    return linked_posterior(nodes, read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows)), config)
+
+
+def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config) -> Posterior:
+    """Success of every stratum of every node, backed up along these links; each node's draws have their own seed."""
+    probs, outcomes, num_draws = nodes.probs, nodes.outcomes, config.analysis.num_draws
     success = back_up(probs, outcomes, links)
     sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
     count = len(nodes.rows)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from opdscope.config import Config, PaperConfig
-from opdscope.core.aggregation import Estimate, clustered_mean, pooled_cosine
+from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, pooled_cosine
 from opdscope.core.paper import KeptChildren, filter_positive, kept_children, question_means
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, padded, read_nodes
 from opdscope.summary.visits import TreeOutcomes, read_tree
@@ -55,7 +55,7 @@ class SoundNumbers:
     pooled_alignment: Estimate
     """Pooled cosine over the full vocabulary with noise-corrected norm."""
     mean_score: Estimate
-    """Mean posterior cosine over the full vocabulary, averaged in the paper's order."""
+    """Mean posterior cosine over the full vocabulary, averaged in the paper's order; its interval is a bound, from the nodes' own intervals."""
     advantage: Estimate
     """Mean teacher advantage over the full vocabulary, averaged in the paper's order."""
     honest_filter: Estimate
@@ -140,11 +140,11 @@ class _TeacherView:
         self._kept = children(tree.success, tree.visits >= settings.min_visits)
         fresh = tree.half_kept(nodes, settings.min_visits)
         self._halves = [children(success, fresh).cosine for success in tree.half_success(nodes)]
-        sound = np.full((4, len(nodes.rows)), np.nan)
-        columns = (measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0], measures.gradient_squared_norm)
+        columns = (*measures.score.T, measures.advantage[:, 0], measures.gain[:, 0], measures.gradient_squared_norm)
+        sound = np.full((len(columns), len(nodes.rows)), np.nan)
         sound[:, measures.index] = np.array(columns)
         sound[:, ~_measured(nodes)] = np.nan
-        self._score, self._advantage, self._gain, self._norm = sound
+        *self._score, self._advantage, self._gain, self._norm = sound
         self._ideal = posterior.ideal_squared_norm
 
     def paper(self, members: _Members) -> PaperNumbers:
@@ -177,7 +177,7 @@ class _TeacherView:
         ways = [own.question_means(filter_positive(a, b)) for a, b in ((first, second), (second, first))]
         return SoundNumbers(
             pooled_alignment=pooled,
-            mean_score=own.mean(self._score),
+            mean_score=bounded_estimate(*(own.mean(values) for values in self._score)),
             advantage=own.mean(self._advantage),
             honest_filter=clustered_mean(_mean_of_defined(*ways), members.confidence),
             num_nodes=len(own.node),

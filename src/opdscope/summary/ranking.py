@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 
 from opdscope.config import Config
-from opdscope.core.aggregation import Estimate, clustered_mean, simultaneous_interval, simultaneous_quantile
-from opdscope.core.randomness import generator
-from opdscope.summary.teachers import QuestionGains, null_of
-
-Screening = Mapping[tuple[str, str], QuestionGains]
+from opdscope.core.aggregation import Estimate, clustered_mean
+from opdscope.summary.looks import Screening, joint_width, over_null
+from opdscope.summary.teachers import null_of
 
 
-def rank(teachers: Sequence[Mapping[str, Any]], screening: Screening, config: Config) -> list[dict[str, Any]]:
+def rank(teachers: Sequence[Mapping[str, Any]], looks: Sequence[Screening], config: Config) -> list[dict[str, Any]]:
     """The teachers by gain over null for the first objective, undefined ones last, each with its verdict and its distance from the first."""
     ranked = sorted((dict(teacher) for teacher in teachers), key=_rank_key)
     real = [teacher["name"] for teacher in ranked if not teacher["is_null"]]
-    differences = {(d["first"], d["second"]): d["difference"] for d in compare(real, screening, config)}
+    differences = {(d["first"], d["second"]): d["difference"] for d in compare(real, looks, config)}
     for objective in config.objectives:
-        words = verdicts(real, screening, objective, config)
+        words = verdicts(real, looks, objective, config)
         for teacher in ranked:
             teacher["objectives"][objective]["verdict"] = words.get(teacher["name"], "null")
     for teacher in ranked:
@@ -30,27 +28,30 @@ def rank(teachers: Sequence[Mapping[str, Any]], screening: Screening, config: Co
     return ranked
 
 
-def compare(names: Sequence[str], screening: Screening, config: Config) -> list[dict[str, Any]]:
+def compare(names: Sequence[str], looks: Sequence[Screening], config: Config) -> list[dict[str, Any]]:
     """Every two of these teachers in order: the paired difference of their gains over null, on the questions that both have.
 
-    All intervals hold together at the configured confidence. `decided` is true where the interval excludes zero.
+    All intervals hold together at the configured confidence, those of earlier looks included. `decided` is true where the interval excludes zero.
     """
     objective = config.objectives[0]
-    over = {name: over_null(screening, name, objective, config) for name in names}
     pairs = list(combinations(names, 2))
     if not pairs:
         return []
-    values = np.stack([over[first] - over[second] for first, second in pairs], axis=-1)
-    width = simultaneous_quantile(values, config.analysis.confidence, generator(config.seed, "comparisons"))
+
+    def differences(screening: Screening) -> np.ndarray:
+        over = {name: over_null(screening, name, objective, config) for name in names}
+        return np.stack([over[first] - over[second] for first, second in pairs], axis=-1)
+
+    values, width = differences(looks[-1]), joint_width(looks, differences, config, "comparisons")
     found: list[dict[str, Any]] = []
     for (first, second), column in zip(pairs, values.T, strict=True):
-        difference = simultaneous_interval(clustered_mean(column, config.analysis.confidence), width)
+        difference = clustered_mean(column, config.analysis.confidence, width)
         decided = difference.low > 0 or difference.high < 0
         found.append({"first": first, "second": second, "difference": difference, "decided": decided})
     return found
 
 
-def verdicts(names: Sequence[str], screening: Screening, objective: str, config: Config) -> dict[str, str]:
+def verdicts(names: Sequence[str], looks: Sequence[Screening], objective: str, config: Config) -> dict[str, str]:
     """What can be said of each of these teachers; the verdicts hold together at the configured confidence.
 
     Returns:
@@ -61,14 +62,17 @@ def verdicts(names: Sequence[str], screening: Screening, objective: str, config:
     if not names:
         return {}
     level = config.analysis.confidence
-    gains = [screening[name, objective].natural_gain for name in names]
-    over = [over_null(screening, name, objective, config) for name in names]
-    width = simultaneous_quantile(np.stack([*gains, *over], axis=-1), level, generator(config.seed, "verdicts", objective))
+
+    def numbers(screening: Screening) -> np.ndarray:
+        gains = [screening[name, objective].natural_gain for name in names]
+        return np.stack([*gains, *(over_null(screening, name, objective, config) for name in names)], axis=-1)
+
+    values, width = numbers(looks[-1]), joint_width(looks, numbers, config, "verdicts", objective)
     words: dict[str, str] = {}
-    for name, own, beyond in zip(names, gains, over, strict=True):
-        gain, above = (simultaneous_interval(clustered_mean(values, level), width) for values in (own, beyond))
-        null = null_of(screening, name, objective, config).name
-        words[name] = verdict_word(gain, above, null is not None, config.analysis.smallest_gain)
+    for k, name in enumerate(names):
+        gain, beyond = (clustered_mean(values[:, i], level, width) for i in (k, len(names) + k))
+        null = null_of(looks[-1], name, objective, config).name
+        words[name] = verdict_word(gain, beyond, null is not None, config.analysis.smallest_gain)
     return words
 
 
@@ -92,11 +96,6 @@ def verdict_word(gain: Estimate, over_null: Estimate, has_null: bool, smallest: 
     return "null not beaten" if has_null and gain.low > 0 else "undecided"
 
 
-def over_null(screening: Screening, name: str, objective: str, config: Config) -> np.ndarray:
-    """Natural gain minus that of the null to beat, per question; NaN where the teacher has none."""
-    return screening[name, objective].natural_gain - null_of(screening, name, objective, config).natural_gain
-
-
 def _rank_key(teacher: Mapping[str, Any]) -> tuple[bool, float]:
     value = teacher["gain_over_null"].value
     return math.isnan(value), -value
@@ -113,6 +112,9 @@ def verdict(ranked: Sequence[Mapping[str, Any]], student: Mapping[str, Any]) -> 
         text = f"There is nothing to measure: all {right + wrong} verified rollouts are {kind}. Choose {remedy} questions."
         return {"kind": "nothing to measure", "text": text}
     real = [teacher for teacher in ranked if not teacher["is_null"]]
+    if all(math.isnan(teacher["gain_over_null"].value) for teacher in real):
+        text = "There is nothing to say of any teacher: no gain over null is defined. Are its scores finite, and had it a context anywhere?"
+        return {"kind": "undefined", "text": text}
     helping = [teacher for teacher in real if teacher["verdict"] == "helps"]
     if helping:
         first = helping[0]

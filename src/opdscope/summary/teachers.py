@@ -9,10 +9,12 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from opdscope.config import Config, same_entropy_name
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
+from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
 from opdscope.core.screening import screening_gain, teacher_pushes
 from opdscope.records import Outcome, Role
+from opdscope.summary.controls import Controls, corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
+from opdscope.summary.paths import list_arrays
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,52 @@ def measured_rollouts(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str
     return found
 
 
-def screen_questions(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], QuestionGains]:
-    """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored."""
+def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> dict[tuple[str, str], QuestionGains]:
+    """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored.
+
+    Args:
+        tables: Every table of the run by name.
+        informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+    """
+    controls = Controls(tables, informing) if informing else None
     rollouts = measured_rollouts(tables)
     outcomes = {q: outcome_values(rows) for q, rows in rollouts.items()}
     kl: dict[tuple[str, str], list[float]] = {}
-    for row in tables["teacher_positions"].select(["question_id", "teacher", "reverse_kl"]).to_pylist():
-        kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(row["reverse_kl"], dtype=np.float64)))
+    positions = tables["teacher_positions"]
+    for row, values in zip(positions.select(["question_id", "teacher"]).to_pylist(), list_arrays(positions["reverse_kl"]), strict=True):
+        kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(values, dtype=np.float64)))
     pushes: dict[tuple[str, str], dict[str, dict[int, tuple[float, float]]]] = {}
-    columns = ["question_id", "rollout_index", "teacher", "objective", "taken_signal", "taken_gradient"]
-    for row in tables["scores"].select(columns).to_pylist():
-        signal, gradient = teacher_pushes([row["taken_signal"], row["taken_gradient"]])
+    products: dict[tuple[str, str, str], dict[int, np.ndarray]] = {}
+    labels = tables["scores"].select(["question_id", "rollout_index", "teacher", "objective"]).to_pylist()
+    signals, gradients = (list_arrays(tables["scores"][name]) for name in ("taken_signal", "taken_gradient"))
+    for row, *both in zip(labels, signals, gradients, strict=True):
+        signal, gradient = teacher_pushes(both)
         per_question = pushes.setdefault((row["teacher"], row["objective"]), {}).setdefault(row["question_id"], {})
         per_question[row["rollout_index"]] = (float(signal), float(gradient))
+        if controls is not None:
+            rollout = row["question_id"], row["rollout_index"]
+            own = np.array([controls.products(rollout, values) for values in both])
+            products.setdefault((row["teacher"], row["objective"], row["question_id"]), {})[row["rollout_index"]] = own
     result: dict[tuple[str, str], QuestionGains] = {}
     for (teacher, objective), by_question in pushes.items():
         gains = np.full((2, len(rollouts)), np.nan)
+        contributions: list[tuple[int, np.ndarray, list[int]]] = []
         for i, (question_id, rows) in enumerate(rollouts.items()):
             own = by_question.get(question_id)
             if own is not None:
-                ordered = np.array([own[row["rollout_index"]] for row in rows]).T
-                gains[:, i] = screening_gain(outcomes[question_id], ordered)
+                # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
+                scored = [k for k, row in enumerate(rows) if row["rollout_index"] in own]
+                ordered = np.array([own[rows[k]["rollout_index"]] for k in scored]).T
+                known = outcomes[question_id][scored]
+                gains[:, i] = screening_gain(known, ordered)
+                advantages = known - (np.nan if np.isnan(known).all() else np.nanmean(known))
+                contributions.append((i, advantages * ordered, [rows[k]["rollout_index"] for k in scored]))
+        if controls is not None:
+            questions = list(rollouts)
+            own_products = [np.array([products[teacher, objective, questions[i]][k] for k in kept]) for i, _, kept in contributions]
+            for kind in range(2):
+                found = corrections([values[kind] for _, values, _ in contributions], [own[:, kind] for own in own_products])
+                gains[kind, [i for i, _, _ in contributions]] -= found
         divergence = np.array([np.mean(kl[teacher, q]) if (teacher, q) in kl else np.nan for q in rollouts])
         result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
     return result
@@ -77,7 +104,7 @@ class NullGain:
     factor: float
     """What its signal is scaled by."""
     natural_gain: Float[np.ndarray, "question"]
-    """Its scaled natural gain per question; NaN where the teacher has none."""
+    """Its scaled natural gain per question; NaN where the teacher has none, or where a KL is undefined, so that it cannot be scaled."""
 
 
 def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, objective: str, config: Config) -> NullGain:
@@ -93,12 +120,14 @@ def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, ob
         if null is None:
             continue
         common = ~np.isnan(own.natural_gain) & ~np.isnan(null.natural_gain)
-        size = float(np.mean(null.reverse_kl[common])) if common.any() else 0.0
+        push, size = (float(np.mean(kl[common])) if common.any() else 0.0 for kl in (own.reverse_kl, null.reverse_kl))
+        if np.isnan(push + size):  # a push of unknown size has an unknown null to beat
+            return NullGain(name, float("nan"), np.full_like(own.natural_gain, np.nan))
         if size <= 0:
             continue
         matched = name not in config.nulls.temperatures
         # a teacher equal to the student has a divergence of plus or minus rounding
-        factor = 1.0 if matched else float(np.sqrt(max(np.mean(own.reverse_kl[common]), 0.0) / size))
+        factor = 1.0 if matched else float(np.sqrt(max(push, 0.0) / size))
         gains = np.where(common, factor * null.natural_gain, np.nan)
         if np.nanmean(gains) > pooled:
             best, pooled = NullGain(name, factor, gains), float(np.nanmean(gains))
@@ -107,8 +136,17 @@ def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, ob
 
 def gain_per_push(gains: QuestionGains, confidence: float) -> Estimate:
     """Natural gain over √KL of a response: what predicts where updates have a normalised size."""
-    sums = np.stack([gains.natural_gain, gains.reverse_kl, np.where(np.isnan(gains.natural_gain), np.nan, 1.0)], axis=-1)
-    return clustered_statistic(sums, lambda s: float(s[0] / s[2] / np.sqrt(s[1] / s[2])) if s[1] > 0 else float("nan"), confidence)
+    return clustered_statistic(push_sums(gains), per_push, confidence)
+
+
+def push_sums(gains: QuestionGains) -> Float[np.ndarray, "question 3"]:
+    """Natural gain, KL and one for each question; NaN where the gain is undefined."""
+    return np.stack([gains.natural_gain, gains.reverse_kl, np.where(np.isnan(gains.natural_gain), np.nan, 1.0)], axis=-1)
+
+
+def per_push(sums: Float[np.ndarray, "3"]) -> float:
+    """From totals of :func:`push_sums` to mean gain over the root of the mean KL."""
+    return float(sums[0] / sums[2] / np.sqrt(sums[1] / sums[2])) if sums[1] > 0 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -124,7 +162,8 @@ class Targeted:
     advantage: Estimate
     """Teacher advantage, mean over nodes."""
     mean_score: Estimate
-    """Mean over nodes of the per-node cosine, which counts as zero as far as strata may not differ at all."""
+    """Mean over nodes of the per-node cosine, which counts as zero as far as strata may not differ at all. Noise shrinks it, at all nodes alike, so
+    its interval is a bound: it holds all that the nodes' own intervals leave open."""
     pooled_alignment: Estimate
     """Pooled cosine with noise-corrected norm."""
     num_nodes: int
@@ -151,36 +190,67 @@ def summarize_targeted(
         paths: `all`, `correct` or `incorrect`: the outcome of the path that a node lies on. The numbers themselves come from fresh continuations.
         config: Confidence.
     """
+    shares = path_shares(measures, nodes, paths)
+    score, gains, level = measures.score[:, 0], measures.gain[:, 0], config.analysis.confidence
+    ideal, advantage = posterior.ideal_squared_norm[measures.index], measures.advantage[:, 0]
+    return Targeted(
+        natural_gain=clustered_mean(shares.totals(measures.natural_gain[:, 0]), level),
+        gain_over_null=clustered_mean(shares.totals(measures.natural_gain[:, 0] - null), level),
+        gain=clustered_mean(shares.totals(gains), level),
+        advantage=clustered_statistic(_defined_sums(shares, advantage), ratio, level),
+        mean_score=_mean_score(shares, measures, posterior, level),
+        pooled_alignment=pooled_cosine(shares.sums(gains, ideal, measures.gradient_squared_norm), level),
+        num_nodes=int(shares.chosen.sum()),
+        num_undefined=int(np.isnan(score[shares.chosen]).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class PathShares:
+    """How a teacher's nodes on one class of paths add up to one response of each question."""
+
+    chosen: np.ndarray
+    """Boolean per node: on a path of the class."""
+    clusters: dict[str, np.ndarray]
+    """Places of the chosen nodes by question."""
+    weight: Float[np.ndarray, "node"]
+    """Inverse inclusion probability."""
+    size: dict[str, float]
+    """Weight of a question's paths."""
+
+    def totals(self, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question"]:
+        """Sum over a response of a question; NaN where a value is."""
+        return np.array([np.sum(self.weight[i] * values[i]) / self.size[q] for q, i in self.clusters.items()])
+
+    def sums(self, *columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
+        """The same for several columns, with undefined nodes left out."""
+        stacked = np.stack(columns, axis=-1)
+        found = [np.nansum(self.weight[i, None] * stacked[i], axis=0) / self.size[q] for q, i in self.clusters.items()]
+        return np.array(found).reshape(-1, len(columns))
+
+
+def path_shares(measures: NodeMeasures, nodes: NodeArrays, paths: str) -> PathShares:
+    """The weights of a teacher's nodes on `all`, `correct` or `incorrect` paths."""
     rows = [nodes.rows[i] for i in measures.index]
     chosen = np.array([paths == "all" or row["path_outcome"] == paths for row in rows], dtype=bool)
-    ideal = posterior.ideal_squared_norm[measures.index]
-    differs = posterior.differs[measures.index]
     path_weight = np.array([1.0 / row["path_inclusion"] for row in rows])
     weight = path_weight / np.array([row["inclusion"] for row in rows])
     clusters = _clusters(rows, chosen)
     per_path = {key: path_weight[index[0]] for key, index in _paths(rows, chosen).items()}
-    size = {q: sum(w for (question, _), w in per_path.items() if question == q) for q in clusters}
-    level = config.analysis.confidence
+    size = {q: float(sum(w for (question, _), w in per_path.items() if question == q)) for q in clusters}
+    return PathShares(chosen, clusters, weight, size)
 
-    def total(values: Float[np.ndarray, "node"]) -> Estimate:
-        return clustered_mean(np.array([np.sum(weight[i] * values[i]) / size[q] for q, i in clusters.items()]), level)
 
-    def sums(*columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
-        stacked = np.stack(columns, axis=-1)
-        found = [np.nansum(weight[i, None] * stacked[i], axis=0) / size[q] for q, i in clusters.items()]
-        return np.array(found).reshape(-1, len(columns))
+def _mean_score(shares: PathShares, measures: NodeMeasures, posterior: Posterior, level: float) -> Estimate:
+    differs = posterior.differs[measures.index]
+    score, low, high = measures.score.T
+    # a cosine is in its node's interval, or nothing differs and it counts as zero
+    columns = differs * score, np.minimum(low, differs * low), np.maximum(high, differs * high)
+    return bounded_estimate(*(clustered_statistic(_defined_sums(shares, values), ratio, level) for values in columns))
 
-    score, advantage, gains = measures.score[:, 0], measures.advantage[:, 0], measures.gain[:, 0]
-    return Targeted(
-        natural_gain=total(measures.natural_gain[:, 0]),
-        gain_over_null=total(measures.natural_gain[:, 0] - null),
-        gain=total(gains),
-        advantage=clustered_statistic(sums(advantage, np.ones_like(advantage)), ratio, level),
-        mean_score=clustered_statistic(sums(differs * score, np.where(np.isnan(score), np.nan, 1.0)), ratio, level),
-        pooled_alignment=pooled_cosine(sums(gains, ideal, measures.gradient_squared_norm), level),
-        num_nodes=int(chosen.sum()),
-        num_undefined=int(np.isnan(score[chosen]).sum()),
-    )
+
+def _defined_sums(shares: PathShares, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question 2"]:
+    return shares.sums(values, np.where(np.isnan(values), np.nan, 1.0))
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]], chosen: np.ndarray) -> dict[str, np.ndarray]:

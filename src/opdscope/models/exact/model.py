@@ -127,14 +127,15 @@ class ExactSampler:
         """All continuations of one prefix, side by side: none ends before the answer, and all end there."""
         states = np.full(len(seeds), state)
         steps = min(limit, len(logprobs) - position)
-        drawn = np.zeros((len(seeds), steps), dtype=np.int64)
+        drawn, taken = np.zeros((len(seeds), steps), dtype=np.int64), np.zeros((len(seeds), steps))
         cumulative = np.cumsum(np.exp(logprobs), axis=-1)
         for step in range(steps):
             numbers = uniforms(seeds, np.full(len(seeds), step)) * cumulative[position + step, states, -1]
             drawn[:, step] = np.sum(cumulative[position + step, states] <= numbers[:, None], axis=-1)
+            taken[:, step] = logprobs[position + step, states, drawn[:, step]]
             states = self._next_states[position + step, states, drawn[:, step]]
         finished = position + steps == len(logprobs) and steps > 0
-        return [Sample(tuple(row), finished) for row in drawn.tolist()]
+        return [Sample(tuple(row), finished, own) for row, own in zip(drawn.tolist(), taken, strict=True)]
 
 
 class ExactEncoding:

@@ -42,6 +42,7 @@ class ActiveRows:
             + [("seed", np.uint64), ("ended", bool)],
         )
         self._streams = np.zeros((capacity, width), dtype=np.int64)
+        self._logprobs = np.zeros((capacity, width), dtype=np.float32)
 
     def field(self, name: str) -> np.ndarray:
         """A view of one field over the live rows, [count]."""
@@ -65,9 +66,10 @@ class ActiveRows:
         fields = self._fields[rows]
         return uniforms(fields["seed"], fields["known"] - fields["num_forced"])
 
-    def append(self, rows: np.ndarray, token_ids: np.ndarray, eos_token_ids: np.ndarray) -> None:
+    def append(self, rows: np.ndarray, token_ids: np.ndarray, logprobs: np.ndarray, eos_token_ids: np.ndarray) -> None:
         """Append a drawn token to each of `rows` and note which of them that ends."""
-        self._streams[rows, self._fields["known"][rows]] = token_ids
+        places = self._fields["known"][rows]
+        self._streams[rows, places], self._logprobs[rows, places] = token_ids, logprobs
         self._fields["known"][rows] += 1
         self._fields["ended"][rows] = np.isin(token_ids, eos_token_ids)
 
@@ -75,15 +77,17 @@ class ActiveRows:
         """Which of the first `count` rows are to go on, boolean [count]."""
         return ~self.field("ended") & (self.field("known") < self.field("limit"))
 
-    def drawn(self, row: int) -> tuple[tuple[int, ...], bool]:
-        """Tokens drawn by a row, and whether an end-of-sequence token ended it."""
+    def drawn(self, row: int) -> tuple[tuple[int, ...], bool, np.ndarray]:
+        """Tokens drawn by a row, whether an end-of-sequence token ended it, and the tokens' log-probabilities."""
         fields = self._fields[row]
-        return tuple(self._streams[row, fields["num_forced"] : fields["known"]].tolist()), bool(fields["ended"])
+        own = slice(fields["num_forced"], fields["known"])
+        return tuple(self._streams[row, own].tolist()), bool(fields["ended"]), self._logprobs[row, own].copy()
 
     def keep(self, moves: "Moves") -> None:
         """Close the gaps that ended rows left."""
         self._fields[moves.targets] = self._fields[moves.sources]
         self._streams[moves.targets] = self._streams[moves.sources]
+        self._logprobs[moves.targets] = self._logprobs[moves.sources]
         for source, target in zip(moves.sources, moves.targets, strict=True):
             self.jobs[target] = self.jobs[source]
         del self.jobs[moves.count :]

@@ -163,8 +163,8 @@ class _SamplingRun:
             self._draw(drawing, hidden, progress)
 
     def _draw(self, rows: np.ndarray, hidden: torch.Tensor, progress: Progress) -> None:
-        token_ids = draw_tokens(self._head.logits(hidden), self._temperature, self._rows.uniforms(rows))
-        self._rows.append(rows, token_ids, self._eos_token_ids)
+        token_ids, logprobs = draw_tokens(self._head.logits(hidden), self._temperature, self._rows.uniforms(rows))
+        self._rows.append(rows, token_ids, logprobs, self._eos_token_ids)
         progress(len(rows))
 
     def _retire(self) -> None:

@@ -64,6 +64,8 @@ def _environment() -> Environment:
     environment.filters["number"] = _number
     environment.filters["interval"] = _interval
     environment.filters["words"] = _words
+    environment.filters["short"] = _short
+    environment.filters["tint"] = _tint
     return environment
 
 
@@ -92,3 +94,18 @@ def _interval(estimate: Mapping[str, Any] | None, digits: int = 2, sign: bool = 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1_000_000_000, " billion"), (1_000_000, " million")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    return f"{count:,}"
+
+
+def _tint(estimate: Mapping[str, Any]) -> str:
+    """Classes of a cell by sign, and by whether the interval knows it."""
+    if estimate["value"] is None or estimate["low"] is None or estimate["low"] == estimate["high"]:
+        return "unsure"
+    sure = estimate["low"] > 0 or estimate["high"] < 0
+    return f"{'pos' if estimate['value'] > 0 else 'neg'} {'sure' if sure else 'unsure'}"

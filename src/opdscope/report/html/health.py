@@ -62,9 +62,11 @@ def checks(tables: Mapping[str, pa.Table], config: Config, summary: Mapping[str,
 def _spending(tables: Mapping[str, pa.Table], config: Config, spent: Mapping[str, int]) -> list[dict[str, Any]]:
     rollouts = tables["questions"].num_rows * (config.rollouts.num_rollouts + config.rollouts.num_demonstrations)
     continuations = sum(planned_counts(tables).values())
+    ranks = config.target.kind == "rank"  # such a run ends when the order is settled
+    drawn = f"{spent['rollouts']:,} of {'at most ' if ranks else ''}{rollouts:,}{'' if ranks else ' planned'}"
     unfinished = "run the same diagnosis again: it resumes"
     return [
-        _line("Rollouts", f"{spent['rollouts']:,} of {rollouts:,} planned", None if spent["rollouts"] >= rollouts else unfinished),
+        _line("Rollouts", drawn, None if spent["rollouts"] >= rollouts or ranks else unfinished),
         _line(
             "Continuations",
             f"{spent['continuations']:,} of {continuations:,} planned",

@@ -49,7 +49,8 @@ function pathBlock(path, largest) {
     tokens.append(nodeButton(path, at.get(position), largest));
   });
   if (plain) tokens.append(element("span", { class: "tok" }, plain));
-  return element("div", { class: "path" }, element("h3", {}, `Path ${path.rollout} · ${path.outcome} · ${path.tokens.length} tokens, ${path.nodes.length} measured`), tokens);
+  const right = path.outcome === "correct" ? "✓" : "✗";
+  return element("div", { class: `path ${path.outcome}` }, element("h3", {}, `${right} Path ${path.rollout} · ${path.outcome} · ${path.tokens.length} tokens, ${path.nodes.length} measured`), tokens);
 }
 
 function drawChain() {
@@ -57,6 +58,8 @@ function drawChain() {
   const paths = question.paths.filter((path) => !chosen.outcome || path.outcome === chosen.outcome);
   const prompts = element("details", { class: "prompts" }, element("summary", {}, "What student and teachers were shown"),
     ...question.prompts.flatMap(([name, prompt]) => [element("h4", {}, name), element("pre", { tabindex: "0" }, prompt)]));
+  const panel = document.getElementById("node"); // it lies beside the path of the token that is chosen, and outlives the paths
+  document.getElementById("chains").append(panel);
   document.getElementById("chain").replaceChildren(
     element("p", { class: "question" }, element("b", {}, "Question "), question.text),
     element("p", { class: "answer" }, element("b", {}, "Answer "), question.answer),
@@ -68,6 +71,7 @@ function drawChain() {
 }
 
 function closeNode() {
+  for (const button of document.querySelectorAll(".tok.node[aria-pressed='true']")) button.setAttribute("aria-pressed", "false");
   chosen.node = null;
   document.getElementById("node").replaceChildren();
 }
@@ -108,10 +112,12 @@ function stratumRow(stratum, q, push, largestIdeal, largestPush) {
 }
 
 function showNode(path, node, button) {
-  for (const other of document.querySelectorAll(".tok.node[aria-pressed='true']")) other.setAttribute("aria-pressed", "false");
-  if (chosen.node === node) { closeNode(); return; }
+  const again = chosen.node === node;
+  closeNode();
+  if (again) return;
   chosen.node = node;
   button.setAttribute("aria-pressed", "true");
+  button.closest(".path").after(document.getElementById("node"));
   const teacher = DATA.teachers[chosen.teacher].name, numbers = numbersOf(node);
   const largest = (values) => Math.max(0, ...values.map((value) => Math.abs(value ?? 0)));
   const largestIdeal = largest(node.strata.map((stratum) => stratum.ideal[0])), largestPush = largest(numbers ? numbers[PUSH] : []);
@@ -138,8 +144,9 @@ function step(by) {
   drawChain();
 }
 
-// Arrow keys go from one measured token of a path to the next.
+// Arrow keys go from one measured token of a path to the next; Escape closes what is open.
 function moveAlong(event) {
+  if (event.key === "Escape" && chosen.node) closeNode();
   const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!by || !event.target.classList.contains("node")) return;
   const nodes = [...event.target.parentElement.querySelectorAll(".tok.node")];
@@ -153,6 +160,9 @@ function startChains() {
   fillSelect(document.getElementById("teacher"), CHAINS.teachers.map((name, i) => [i, shorten(name, 60)]));
   const outcomes = [...new Set(CHAINS.questions.flatMap((question) => question.paths.map((path) => path.outcome)))];
   fillSelect(document.getElementById("outcome"), [["", "all outcomes"], ...outcomes.map((outcome) => [outcome, outcome])]);
+  // it opens at a question that shows both outcomes, if there is one
+  chosen.question = Math.max(0, CHAINS.questions.findIndex((question) => new Set(question.paths.map((path) => path.outcome)).size > 1));
+  document.getElementById("question").value = String(chosen.question);
   const listen = (id, change) => document.getElementById(id).addEventListener("change", (event) => { change(event.target.value); drawChain(); });
   listen("question", (value) => { chosen.question = Number(value); });
   listen("teacher", (value) => { chosen.teacher = Number(value); });

@@ -146,7 +146,9 @@ function startChart(select, options, draw) {
   draw();
 }
 
-startChart(document.getElementById("quantity"), QUANTITIES.filter(([, , get]) => DATA.teachers.some((t) => defined(get(t)))), drawForest);
+const KNOWN = QUANTITIES.filter(([, , get]) => DATA.teachers.some((t) => defined(get(t))));
+if (KNOWN.length) startChart(document.getElementById("quantity"), KNOWN, drawForest);
+else document.getElementById("forest").replaceChildren(element("p", {}, "Every number of every teacher is undefined: there is nothing to draw."));
 if (DATA.has_targeted) startChart(document.getElementById("split-quantity"), SPLITS, drawDumbbell);
 if (document.getElementById("along-charts")) {
   startChart(document.getElementById("along-teacher"), DATA.teachers.map((t) => [t.name, shorten(t.name, 60)]), drawAlong);

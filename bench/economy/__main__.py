@@ -1,0 +1,83 @@
+"""What a token buys: ranking, per-node numbers, each technique, and the allocator itself.
+
+    python bench/economy            # everything
+    python bench/economy techniques # this part; the page takes the others from their last run
+    python bench/economy page       # the page alone, from what has been run
+
+Prints the tables, writes docs/economy.md and bench/results/economy/. Allocations are compared in worlds where every success is known.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import allocator
+import nodes
+import ranking
+import techniques
+import transformer
+from page import Section
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "economy"
+
+
+WORLDS = ("chains", "tree")
+
+
+def _nodes(name: str) -> list[Section]:
+    exact = {name: nodes.made(name, 4)}
+    return [nodes.economy(exact, 2), nodes.coverage(exact, 4)]
+
+
+PARTS: dict[str, Callable[[], list[Section]]] = {
+    **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 300)] for name in WORLDS},
+    **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 6, 100)] for name in WORLDS},
+    "transformer": lambda: [transformer.gains()],
+    **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
+    "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
+    **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
+    "allocator": lambda: [allocator.scaling(), allocator.share()],
+}
+
+
+def main(chosen: list[str]) -> None:
+    """Run the parts and write the page from all that have been run."""
+    unknown = set(chosen) - {*PARTS, "page"}
+    if unknown:
+        sys.exit(f"there is no part {sorted(unknown)[0]!r}; those there are: {', '.join(PARTS)}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in chosen or PARTS:
+        if name == "page":
+            continue
+        started = time.process_time()
+        sections = PARTS[name]()
+        found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
+        print("\n".join(line for section in sections for line in section.lines()), flush=True)
+    _write_page()
+
+
+def _write_page() -> None:
+    lines = ["# Economy", "", "Written by `make bench-economy`; nothing on this page is written by hand.", ""]
+    seconds: list[str] = []
+    checks: list[bool] = []
+    for name in PARTS:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            sections = [Section(**section) for section in found["sections"]]
+            lines += [line for section in sections for line in section.lines()]
+            checks += [bool(met) for section in sections for _, met in section.checks]
+            seconds.append(f"{name} {found['seconds']}")
+    missing = [name for name in PARTS if not (RESULTS / f"{name}.json").exists()]
+    left_out = f" Not run: {', '.join(missing)}." if missing else ""
+    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
+    (ROOT / "docs" / "economy.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,260 @@
+"""Per-node numbers: tokens to equal error against the same number at every candidate, technique by technique, and coverage with all of them."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from page import Section
+from ranking import config
+from worlds import REAL, TASKS, WORLDS
+
+import opdscope
+from opdscope.config import load_config
+from opdscope.core.alignment import alignment_score, natural_gain
+from opdscope.core.allocation import allocate_tokens, target_weights
+from opdscope.core.backup import PathLinks, no_links
+from opdscope.core.randomness import generator
+from opdscope.core.success import StratumOutcomes
+from opdscope.models.exact import World
+from opdscope.store import Run
+from opdscope.summary.nodes import NodeArrays, linked_posterior, measure_nodes, padded, read_nodes
+from opdscope.summary.paths import read_links
+
+PER_CANDIDATE = 32
+"""Continuations a candidate of the uniform allocation, (a)."""
+
+FRACTIONS = (0.03, 0.1, 0.3, 1.0)
+"""Budgets that our error is measured at, in those of (a)."""
+
+Tables = Mapping[str, Any]
+
+
+class Exact:
+    """A run's strata beside the truth."""
+
+    def __init__(self, run: Run, world: World) -> None:
+        """Look every stratum's success up."""
+        self.tables, self.config = run.tables(), run.config
+        self.nodes = read_nodes(self.tables)
+        self.links = read_links(self.tables, self.nodes.rows)
+        shape = self.nodes.probs.shape
+        self.index = {row["node_id"]: i for i, row in enumerate(self.nodes.rows)}
+        self.success, self.sampled, self.cost = np.zeros(shape), np.zeros(shape, dtype=bool), np.ones(shape)
+        self._look_up(world)
+        self.signals, self.gradients = np.zeros((2, len(REAL), *shape))
+        self.spread, self.norm = np.zeros((2, len(REAL), shape[0]))
+        own = [row for row in self.tables["node_signals"].to_pylist() if row["teacher"] in REAL]
+        columns = (padded([row[name] for row in own], shape[1]) for name in ("signal", "gradient"))
+        for row, signal, gradient in zip(own, *columns, strict=True):
+            place = REAL.index(row["teacher"]), self.index[row["node_id"]]
+            self.signals[place], self.gradients[place] = signal, gradient
+            self.spread[place], self.norm[place] = row["signal_variance"], row["gradient_squared_norm"]
+
+    def _look_up(self, world: World) -> None:
+        paths = {(r["question_id"], r["rollout_index"]): r["token_ids"] for r in self.tables["rollouts"].to_pylist()}
+        following, order = world.next_states(), self.tables["questions"]["question_id"].to_pylist()
+        students = {q: np.exp(world.student(k)) for k, q in enumerate(order)}
+        successes = {q: world.success(k) for k, q in enumerate(order)}
+        rows: dict[int, list[Any]] = {}
+        for row in self.tables["strata"].to_pylist():
+            rows.setdefault(self.index[row["node_id"]], []).append(row)
+        for i, node in enumerate(self.nodes.rows):
+            q, t, tokens = node["question_id"], node["position"], paths[node["question_id"], node["rollout_index"]]
+            state = 0
+            for position in range(t):
+                state = following[position, state, tokens[position]]
+            own, tail = successes[q][t, state], students[q][t, state].copy()
+            tail[[row["token_id"] for row in rows[i] if row["token_id"] >= 0]] = 0.0
+            for row in rows[i]:
+                k = row["stratum"]
+                self.success[i, k] = own[row["token_id"]] if row["token_id"] >= 0 else np.sum(tail * own) / max(tail.sum(), 1e-300)
+                self.sampled[i, k] = len(row["forced_token_ids"]) > 0
+                self.cost[i, k] = max(len(tokens) - t - 1, 1)
+
+    @property
+    def pushed(self) -> np.ndarray:
+        """Teacher × node: where a teacher pushes at all and success has a range."""
+        differs = np.ptp(np.where(self.nodes.probs > 0, self.success, self.success[:, :1]), axis=1) > 1e-9
+        return (self.spread > 1e-9) & differs
+
+    @property
+    def budget(self) -> float:
+        """Tokens of (a)."""
+        return self.tokens(np.full(self.success.shape, PER_CANDIDATE))
+
+    def tokens(self, counts: np.ndarray) -> float:
+        """Of so many continuations."""
+        return float(np.sum(counts * self.cost * self.sampled))
+
+    def errors(self, gains: np.ndarray, scores: np.ndarray) -> list[float]:
+        """Mean squared errors of estimates, teacher × node."""
+        return [_error(gains, self.gains(self.success), self.pushed), _error(scores, self.scores(self.success), self.pushed)]
+
+    def gains(self, success: np.ndarray) -> np.ndarray:
+        """Teacher × node: natural gain per unit of the signal's deviation."""
+        return np.array([natural_gain(self.nodes.logprobs, f, success) for f in self.signals]) / np.sqrt(np.maximum(self.spread, 1e-12))
+
+    def scores(self, success: np.ndarray) -> np.ndarray:
+        """Teacher × node: alignment score; NaN without a range."""
+        nodes = self.nodes
+        pairs = zip(self.gradients, self.norm, strict=True)
+        return np.array([alignment_score(nodes.logprobs, nodes.squared_probs, d, n, success) for d, n in pairs])
+
+    def allocated(self, variance: np.ndarray, budget: float, pilot: int) -> np.ndarray:
+        """Greedy counts for the per-node target, so many tokens in all."""
+        weights = np.where(self.sampled, target_weights(self.nodes.probs, self.signals, np.sqrt(self.spread)), 0.0)
+        first = np.where(self.sampled, pilot, 0)
+        left = budget - float(np.sum(first * self.cost))
+        flat = [array.ravel() for array in (weights, variance, first, self.cost)]
+        return first + allocate_tokens(*flat, left).reshape(first.shape)
+
+    def drawn(self, counts: np.ndarray, source: np.random.Generator) -> tuple[NodeArrays, PathLinks]:
+        """The nodes with fresh outcomes: given counts, verdicts are binomial, and so is how many continuations stay on the path."""
+        counts = np.where(self.sampled, counts, 0)
+        right = source.binomial(counts, np.clip(self.success, 0.0, 1.0))
+        staying, staying_right = np.zeros((2, len(counts)), dtype=np.int64)
+        for i in np.flatnonzero((self.links.next_node >= 0) & (counts[np.arange(len(counts)), self.links.stratum] > 0)):
+            y, j, chance = self.links.stratum[i], self.links.next_node[i], float(self.links.stay_prob[i])
+            value = float(np.sum(self.nodes.probs[j] * self.success[j]) / np.sum(self.nodes.probs[j]))
+            elsewhere = (self.success[i, y] - chance * value) / (1 - chance) if chance < 1 else 0.0
+            staying[i] = source.binomial(counts[i, y], chance)
+            staying_right[i] = source.binomial(staying[i], np.clip(value, 0.0, 1.0))
+            right[i, y] = staying_right[i] + source.binomial(counts[i, y] - staying[i], np.clip(elsewhere, 0.0, 1.0))
+        links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
+        return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), links
+
+
+def _plug_in(nodes: NodeArrays) -> np.ndarray:
+    """Share of right continuations, as small public scripts take it; exact where a token ends the response."""
+    outcomes = nodes.outcomes
+    share = outcomes.num_correct / np.maximum(outcomes.num_verified, 1)
+    known = np.where(np.isnan(outcomes.terminal), share, outcomes.terminal)
+    unseen = (outcomes.num_verified == 0) & np.isnan(outcomes.terminal)
+    centre = np.sum(np.where(unseen, 0.0, nodes.probs * known), axis=1) / np.sum(np.where(unseen, 0.0, nodes.probs), axis=1)
+    return np.where(unseen, centre[:, None], known)
+
+
+def _estimates(exact: Exact, drawn: tuple[NodeArrays, PathLinks], back_up: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Teacher × node: scores, gains per deviation of the signal (each with its interval), as `node_scores` gives them."""
+    nodes, links = drawn
+    settings = load_config({**exact.config.model_dump(mode="json"), "analysis": {"num_draws": 100}})
+    posterior = linked_posterior(nodes, links if back_up else no_links(len(nodes.rows)), settings)
+    shape = (len(REAL), len(nodes.rows), 3)
+    scores, gains = np.full(shape, np.nan), np.full(shape, np.nan)
+    for m in measure_nodes(exact.tables, nodes, posterior, settings):
+        if m.teacher in REAL:
+            place = REAL.index(m.teacher)
+            scores[place, m.index], gains[place, m.index] = m.score, m.natural_gain
+    return scores, gains / np.sqrt(np.maximum(exact.spread, 1e-12))[..., None]
+
+
+def _error(found: np.ndarray, truth: np.ndarray, use: np.ndarray) -> float:
+    # an estimate that is undefined says nothing: it counts as zero, the middle of what is possible
+    return float(np.mean((np.nan_to_num(found) - truth)[use] ** 2))
+
+
+def made(name: str, num_questions: int) -> Exact:
+    """Nodes as the pipeline draws them."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = {**TASKS[name], "num_questions": num_questions}
+        run = opdscope.diagnose(config(task, target={"kind": "map", "width": 0.4}), run_dir=Path(folder) / "run")
+        return Exact(run, WORLDS[name])
+
+
+WAYS = (
+    "the same, with posterior and prior",
+    "+ allocation by probabilities and signals",
+    "+ backing up along paths",
+    "bound: + exact variances known",
+)
+
+
+def _counts(exact: Exact, way: str, part: float) -> np.ndarray:
+    """Continuations of each stratum for this part of the tokens of (a)."""
+    if way == WAYS[0]:
+        return np.where(exact.sampled, max(2, round(PER_CANDIDATE * part)), 0)
+    if way == WAYS[3]:
+        return exact.allocated(np.maximum(exact.success * (1 - exact.success), 1e-6), part * exact.budget, 1)
+    return exact.allocated(np.full(exact.success.shape, 0.25), part * exact.budget, 2)
+
+
+def _curve(exact: Exact, way: str, source: np.random.Generator) -> np.ndarray:
+    """Tokens, error of gains and error of scores at each budget."""
+    found: list[list[float]] = []
+    for part in FRACTIONS:
+        counts = _counts(exact, way, part)
+        scores, gains = _estimates(exact, exact.drawn(counts, source), back_up=way in WAYS[2:])
+        found.append([exact.tokens(counts), *exact.errors(gains[..., 0], scores[..., 0])])
+    return np.array(found)
+
+
+def economy(exacts: dict[str, Exact], repetitions: int) -> Section:
+    """Each technique on top of the last: how many times fewer tokens reach the error of (a)."""
+    rows: list[list[Any]] = []
+    checks: list[tuple[str, bool]] = []
+    for name, exact in exacts.items():
+        uniform, base = np.where(exact.sampled, PER_CANDIDATE, 0), np.zeros(2)
+        for k in range(4 * repetitions):
+            success = _plug_in(exact.drawn(uniform, generator("economy", "uniform", name, k))[0])
+            base += np.array(exact.errors(exact.gains(success), exact.scores(success))) / (4 * repetitions)
+        numbers = [f"{base[0]:.1e}", "1.0×", f"{base[1]:.1e}", "1.0×"]
+        rows.append([name, "(a) the same number at every candidate, plug-in", *numbers])
+        for way in WAYS:
+            curve = np.mean([_curve(exact, way, generator("economy", "nodes", name, k)) for k in range(repetitions)], axis=0)
+            ratios = [_ratio(curve[:, 0], curve[:, i + 1], base[i], exact.budget) for i in range(2)]
+            rows.append([name, way, f"{curve[-1, 1]:.1e}", ratios[0], f"{curve[-1, 2]:.1e}", ratios[1]])
+            if way == WAYS[2]:
+                for what, ratio in zip(("natural gains", "alignment scores"), ratios, strict=True):
+                    checks.append((f"{name}: {what} of nodes with ≥ 5 times fewer tokens than (a)", float(ratio.strip("≥×")) >= 5))
+    text = (
+        f"Six teachers; nodes and strata as the pipeline draws them; {repetitions} sets of outcomes drawn from the exact success of every stratum at "
+        f"budgets from {FRACTIONS[0]:.0%} to 100 % of (a), {PER_CANDIDATE} continuations a candidate. *Error*: mean over nodes with a range and "
+        "teachers that push of the squared error of the natural gain (per deviation of the signal) and of the alignment score, at the full budget. "
+        "*Economy*: how many times fewer tokens reach the error of (a), by interpolation; ≥ where the smallest budget still does. Natural gains are "
+        "unbiased and no prior helps them: their economy is what allocation and backing up give, and cannot exceed the bound in the last row. A "
+        "score is a ratio, in which a plug-in estimate errs far more than a posterior mean that knows how much strata differ at all."
+    )
+    columns = ["world", "technique", "error of gains", "economy", "error of scores", "economy"]
+    return Section(f"Per-node numbers: tokens to equal error ({', '.join(exacts)})", text, columns, rows, checks)
+
+
+def _ratio(tokens: np.ndarray, errors: np.ndarray, wanted: float, budget: float) -> str:
+    falling = np.minimum.accumulate(errors)
+    if falling[0] <= wanted:
+        return f"≥{budget / tokens[0]:.1f}×"
+    if falling[-1] > wanted:
+        return f"{budget / tokens[-1] * wanted / falling[-1]:.1f}×"
+    needed = np.exp(np.interp(-np.log(wanted), -np.log(falling), np.log(tokens)))
+    return f"{budget / needed:.1f}×"
+
+
+def coverage(exacts: dict[str, Exact], repetitions: int) -> Section:
+    """Intervals of per-node numbers with every technique on."""
+    rows: list[list[Any]] = []
+    checks: list[tuple[str, bool]] = []
+    for name, exact in exacts.items():
+        gains_truth, use = exact.gains(exact.success), exact.pushed
+        for part in (0.1, 0.3, 1.0):
+            counts = _counts(exact, WAYS[2], part)
+            held: list[float] = []
+            for k in range(repetitions):
+                _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k)), True)
+                held.append(float(np.mean(((gains[..., 1] <= gains_truth) & (gains_truth <= gains[..., 2]))[use])))
+            # the intervals of one set of outcomes share it: the error comes from how the sets differ
+            error = 4 * np.std(held, ddof=1) / np.sqrt(repetitions)
+            rows.append([name, f"{part:.0%}", f"{int(use.sum()):,}", f"{np.mean(held):.1%}", f"± {error:.1%}"])
+            checks.append((f"{name}, {part:.0%} of the tokens: 88–92 %", bool(0.88 <= np.mean(held) <= 0.92)))
+    text = (
+        f"90 % intervals of each node's natural gain, allocation and backing up on, {repetitions} sets of outcomes a budget; tokens as a share of "
+        "(a). The last column is four Monte Carlo errors."
+    )
+    return Section(
+        f"Per-node numbers: coverage with everything on ({', '.join(exacts)})",
+        text,
+        ["world", "tokens", "intervals a set", "coverage", "error"],
+        rows,
+        checks,
+    )

@@ -1,0 +1,221 @@
+"""What opdscope says before anything is trained: one stored diagnosis per student, and from its tables the numbers of every configuration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from configurations import FLATTENED, OBJECTIVES, SHARPENED, STUDENTS, TEACHERS, Configuration, Student
+from held_out import held_out_questions, mask_threshold, success_of_files
+from special_teachers import teacher_folder
+
+import opdscope
+from opdscope.core.aggregation import clustered_mean
+from opdscope.core.screening import screening_gain
+from opdscope.store import Run
+from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.rivals import DIVERGENCES, accuracy_gaps, log_odds_values
+from opdscope.summary.teachers import measured_rollouts, outcome_values
+from opdscope.summary.weights import question_weights
+
+QUESTIONS, ROLLOUTS, ACCURACY_QUESTIONS = 256, 16, 1024
+_ACCURACY_SEED = 800
+Key = tuple[str, int]
+"""Question and rollout."""
+
+
+def diagnosis(student: Student, models: Path) -> dict[str, Any]:
+    """The configuration of a student's diagnosis; its two null temperatures are teachers of the grid."""
+    strong = f"embedded:{student.task}-teacher"
+    paths = {"strong": strong, "peer": student.peer}
+    teachers: list[dict[str, str]] = []
+    for name, teacher in TEACHERS.items():
+        if teacher.kind == "model":
+            path = paths.get(name) or str(teacher_folder(models, student, name))
+            teachers.append({"name": name, "teacher_model_name_or_path": path})
+        elif teacher.kind == "context":
+            teachers.append({"name": name, "privileged_context": teacher.value})
+    return {
+        "name": "validity", "student": {"model_name_or_path": student.model}, "teachers": teachers,
+        "task": {"kind": student.task, "num_questions": QUESTIONS, "seed": 77},
+        "objectives": list(OBJECTIVES), "nulls": {"sharpened": SHARPENED, "flattened": FLATTENED},
+        "rollouts": {
+            "num_rollouts": ROLLOUTS, "num_demonstrations": 4, "teacher_rollouts": 4, "max_completion_length": student.max_completion_length,
+        },
+        "targeted": {"paths_per_outcome": 2, "nodes_per_path": 6, "continuations_per_node": 24},
+        "engine": {"device": "cpu", "verifier_workers": 1}, "analysis": {"num_draws": 100},
+    }  # fmt: skip
+
+
+def diagnose_student(student: Student, models: Path, runs: Path) -> Run:
+    """The stored diagnosis; resumes."""
+    return opdscope.diagnose(diagnosis(student, models), run_dir=runs / student.name.replace(" ", "-"))
+
+
+class Tokens:
+    """A run's rollouts, and weights of their tokens under a configuration's mask and outcome filter."""
+
+    def __init__(self, tables: Mapping[str, pa.Table], threshold: float) -> None:
+        """Read what does not depend on the teacher."""
+        self.threshold = threshold
+        rollouts = measured_rollouts(tables)
+        self.keys: list[list[Key]] = [[(q, row["rollout_index"]) for row in rows] for q, rows in rollouts.items()]
+        self.outcomes = [outcome_values(rows) for rows in rollouts.values()]
+        self.outcome: dict[Key, float] = {
+            key: float(value)
+            for keys, values in zip(self.keys, self.outcomes, strict=True)
+            for key, value in zip(keys, values, strict=True)
+        }
+        self.entropy = dict(_lists(tables["student_positions"], "entropy"))
+
+    def weights(self, key: Key, mask: str) -> np.ndarray:
+        """1 for tokens that the mask keeps."""
+        entropy = self.entropy[key]
+        return np.ones(len(entropy)) if mask == "none" else (entropy > self.threshold).astype(float)
+
+    def is_kept(self, key: Key, outcomes: str) -> float:
+        """1 for rollouts that the filter keeps."""
+        return float(outcomes == "all" or (self.outcome[key] == 1.0) == (outcomes == "correct"))
+
+
+def _lists(table: pa.Table, column: str) -> list[tuple[Key, np.ndarray]]:
+    """One array per row, by question and rollout."""
+    chunk = table[column].combine_chunks()
+    flat, ends = chunk.values.to_numpy().astype(np.float64), chunk.offsets.to_numpy()
+    keys = zip(table["question_id"].to_pylist(), table["rollout_index"].to_pylist(), strict=True)
+    return [(key, flat[start:stop]) for key, start, stop in zip(keys, ends[:-1], ends[1:], strict=True)]
+
+
+def _rows(table: pa.Table, teacher: str, objective: str | None = None) -> pa.Table:
+    wanted = pc.equal(table["teacher"], teacher)
+    return table.filter(wanted if objective is None else pc.and_(wanted, pc.equal(table["objective"], objective)))
+
+
+def _sums(tokens: Tokens, table: pa.Table, column: str, mask: str) -> dict[Key, float]:
+    return {key: float(np.sum(tokens.weights(key, mask) * values)) for key, values in _lists(table, column)}
+
+
+def _screened(tokens: Tokens, pushes: Mapping[Key, float], outcomes: str) -> np.ndarray:
+    """Gain of each question. With an outcome filter: as if every prefix had its question's chance of the outcome, which needs no targeted rollout.
+
+    The leave-one-out mean b of a rollout is independent of it, so b and 1 - b weigh without bias a gain that has mean zero pushes.
+    """
+    found: list[float] = []
+    for keys, values in zip(tokens.keys, tokens.outcomes, strict=True):
+        if keys[0] not in pushes:
+            found.append(np.nan)
+            continue
+        own = np.array([pushes[key] for key in keys])
+        if outcomes == "all":
+            found.append(float(screening_gain(values, own)))
+        else:
+            others = (np.sum(values) - values) / (len(values) - 1)
+            found.append(float(np.mean((values - others) * own * (others if outcomes == "correct" else 1.0 - others))))
+    return np.array(found)
+
+
+def _mean_kept(tokens: Tokens, sums: Mapping[Key, float], outcomes: str) -> float:
+    """Mean over questions with a teacher of a rollout's sum, zero for what the filter drops."""
+    per_question = [np.mean([sums[k] * tokens.is_kept(k, outcomes) for k in keys]) for keys in tokens.keys if keys[0] in sums]
+    return float(np.mean(per_question))
+
+
+def _targeted(measures: NodeMeasures, nodes: NodeArrays, tokens: Tokens, values: np.ndarray, configuration: Configuration) -> np.ndarray:
+    """Sum over the kept tokens of a response, one entry per question; each node's gain comes from fresh continuations."""
+    rows = [nodes.rows[i] for i in measures.index]
+    weights = question_weights(rows)
+    kept = np.array([configuration.outcomes in ("all", row["path_outcome"]) for row in rows], dtype=float)
+    if configuration.mask != "none":
+        kept *= np.array([row["entropy"] > tokens.threshold for row in rows], dtype=float)
+    sums: dict[str, float] = {}
+    for row, value in zip(rows, weights * kept * values, strict=True):
+        sums[row["question_id"]] = sums.get(row["question_id"], 0.0) + float(value)
+    # a question whose rollouts all ended alike has no nodes of the other class and no gain worth the name
+    return np.array(list(sums.values()))
+
+
+class Predictor:
+    """Numbers of the configurations of one student, from the tables of its diagnosis."""
+
+    def __init__(self, run: Run, student: Student) -> None:
+        """Read the run and measure its nodes once."""
+        self._student, self._tables = student, dict(run.tables())
+        signals = self._tables["node_signals"]  # the diagnosis has more null teachers than are trained with
+        self._tables["node_signals"] = signals.filter(pc.is_in(signals["teacher"], pa.array(list(TEACHERS))))
+        self._tokens = Tokens(self._tables, mask_threshold(student))
+        self._nodes = read_nodes(self._tables)
+        self._posterior: Posterior = node_posterior(self._tables, self._nodes, run.config)
+        measured = measure_nodes(self._tables, self._nodes, self._posterior, run.config)
+        self._measures = {(m.teacher, m.objective): m for m in measured}
+        self._ideal = float(np.sum(question_weights(self._nodes.rows) * self._posterior.ideal_squared_norm)) / QUESTIONS
+        self._log_odds = log_odds_values(self._tables)
+        self._gaps = {name: gap.value for name, gap in accuracy_gaps(self._tables, run.config).items()}
+        self._gaps.update(self._null_gaps())
+
+    def numbers(self, configuration: Configuration) -> dict[str, float]:
+        """Predictions with standard errors, sizes of the push, and rivals over the tokens that are trained on."""
+        teacher, tokens, mask, outcomes = configuration.teacher, self._tokens, configuration.mask, configuration.outcomes
+        scores = _rows(self._tables["scores"], teacher, configuration.objective)
+        positions = _rows(self._tables["teacher_positions"], teacher)
+        natural, gain = (_screened(tokens, _sums(tokens, scores, c, mask), outcomes) for c in ("taken_signal", "taken_gradient"))
+        size = {
+            name: np.sqrt(max(_mean_kept(tokens, _sums(tokens, table, column, mask), outcomes), 1e-12))
+            for name, table, column in (
+                ("kl", positions, "reverse_kl"), ("logits", scores, "gradient_squared_norm"), ("signal", scores, "signal_variance"),
+            )
+        }  # fmt: skip
+        measures = self._measures[teacher, configuration.objective]
+        targeted, targeted_gain, advantage = (
+            _targeted(measures, self._nodes, tokens, values[:, 0], configuration)
+            for values in (measures.natural_gain, measures.gain, measures.advantage)
+        )
+        found: dict[str, float] = {
+            "root_kl": size["kl"],
+            "push": size["logits"],
+            "targeted advantage": float(np.nanmean(advantage)),
+            "targeted advantage error": clustered_mean(advantage, 0.9).standard_error,
+        }
+        for name, own, euclidean in (("screening", natural, gain), ("targeted", targeted, targeted_gain)):
+            estimate = clustered_mean(own, 0.9)
+            found |= {
+                f"{name} gain": estimate.value,
+                f"{name} gain error": estimate.standard_error,
+                f"{name} gain / √KL": estimate.value / size["kl"],
+                f"{name} pooled alignment": float(np.nanmean(euclidean)) / (size["logits"] * np.sqrt(max(self._ideal, 1e-12))),
+            }
+        return found | self._rivals(positions, configuration)
+
+    def _rivals(self, positions: pa.Table, configuration: Configuration) -> dict[str, float]:
+        tokens, mask, outcomes = self._tokens, configuration.mask, configuration.outcomes
+        count = _mean_kept(tokens, {key: float(np.sum(tokens.weights(key, mask))) for key in tokens.entropy}, outcomes)
+        means = {name: _mean_kept(tokens, _sums(tokens, positions, name, mask), outcomes) / count for name in (*DIVERGENCES, "entropy")}
+        own = {key: float(np.sum(tokens.weights(key, mask) * values)) for key, values in tokens.entropy.items()}
+        entropy_gap = means.pop("entropy") - _mean_kept(tokens, own, outcomes) / count
+        return {
+            "accuracy gap": self._gaps[configuration.teacher],
+            "entropy gap": entropy_gap,
+            "log-odds value": self._log_odds[configuration.teacher],
+            **{name.replace("_", " "): value for name, value in means.items()},
+        }
+
+    def _null_gaps(self) -> dict[str, float]:
+        questions = held_out_questions(self._student.task, _ACCURACY_SEED, ACCURACY_QUESTIONS)
+
+        def success(temperature: float) -> float:
+            length = self._student.max_completion_length
+            return float(np.mean(success_of_files(self._student.model, questions, length, _ACCURACY_SEED, temperature)))
+
+        return {"sharpened": success(SHARPENED) - success(1.0), "flattened": success(FLATTENED) - success(1.0)}
+
+
+def predict(configurations: Sequence[Configuration], models: Path, runs: Path) -> dict[str, Any]:
+    """Numbers of every configuration by its name."""
+    found: dict[str, Any] = {}
+    for name, student in STUDENTS.items():
+        predictor = Predictor(diagnose_student(student, models, runs), student)
+        for configuration in configurations:
+            if configuration.student == name:
+                found[configuration.name] = predictor.numbers(configuration)
+    return found

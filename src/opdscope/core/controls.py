@@ -1,0 +1,69 @@
+r"""Sums with mean zero that go along with the outcome: subtracted from a screening gain, they lower its noise and leave its mean.
+
+The centred log-ratio of a teacher, :math:`h_t = \log q/p + KL(p\|q)` at the token taken, has mean zero given the prefix. So does its product with
+another teacher's centred signal at any *other* position, and :math:`C = (\sum_t h_t)(\sum_t f_t) - \sum_t h_t f_t` sums these products. Where
+the teacher knows something, :math:`\sum_t h_t`, its log-odds of a good outcome, goes along with R, and C with R's noise.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def zero_mean_products(
+    controls: Float[np.ndarray, "control position"], signal: Float[np.ndarray, "position"]
+) -> Float[np.ndarray, "control"]:
+    r"""Products of controls and a signal at different positions of one response, each with mean zero over the student's responses.
+
+    Args:
+        controls: Centred log-ratio of each informing teacher at the token taken.
+        signal: Centred signal, or gradient, of the judged teacher at the token taken.
+
+    Returns:
+        :math:`(\sum_t h_t)(\sum_t f_t) - \sum_t h_t f_t`.
+
+    Notes:
+        For s < t: :math:`E[h_s f_t] = E[h_s\,E(f_t \mid u_t)] = 0`, and likewise for s > t. Products at one position are left out: their mean is
+        a covariance.
+
+    Example:
+        >>> zero_mean_products(np.array([[1.0, 2.0]]), np.array([3.0, 5.0])).tolist()
+        [11.0]
+    """
+    return np.sum(controls, axis=-1) * np.sum(signal) - controls @ signal
+
+
+def cross_fitted_slopes(
+    controls: Float[np.ndarray, "rollout control"],
+    values: Float[np.ndarray, "rollout"],
+    fold: Int[np.ndarray, "rollout"],
+    ridge: float = 10.0,
+) -> Float[np.ndarray, "rollout control"]:
+    r"""How much of each control to subtract, learned from rollouts of other folds only.
+
+    Args:
+        controls: Numbers with mean zero.
+        values: What their noise is to be taken from: each rollout's contribution to a gain.
+        fold: Rollouts of one fold share nothing with the fit that is applied to them; make it the question, or groups of questions.
+        ridge: Penalty on squared slopes of controls of unit size, in rollouts: few rollouts shrink the slopes to zero, which is no correction.
+
+    Returns:
+        Slopes of a ridge regression without a constant; zero where there is one fold alone.
+
+    References:
+        Hoerl and Kennard (1970), Ridge regression; Owen (2013), Monte Carlo theory, methods and examples, section 8.9, for control variates.
+
+    Example:
+        >>> x = np.array([[1.0], [-1.0], [1.0], [-1.0]])
+        >>> cross_fitted_slopes(x, np.array([0.5, -0.5, 0.5, -0.5]), np.array([0, 0, 1, 1]), ridge=0.0).ravel().tolist()
+        [0.5, 0.5, 0.5, 0.5]
+    """
+    size = np.sqrt(np.mean(controls**2, axis=0)) if len(controls) else np.ones(controls.shape[1])
+    scaled = controls / np.where(size > 0, size, 1.0)
+    names = np.unique(fold)
+    grams = np.array([scaled[fold == name].T @ scaled[fold == name] for name in names])
+    moments = np.array([scaled[fold == name].T @ values[fold == name] for name in names])
+    result = np.zeros(controls.shape)
+    for k, name in enumerate(names if len(names) > 1 else []):
+        gram = grams.sum(axis=0) - grams[k] + ridge * np.eye(controls.shape[1])
+        result[fold == name] = np.linalg.lstsq(gram, moments.sum(axis=0) - moments[k], rcond=None)[0]
+    return result / np.where(size > 0, size, 1.0)

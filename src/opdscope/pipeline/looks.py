@@ -1,0 +1,58 @@
+"""Ordinary rollouts in looks: as many as the order of the teachers needs, where that is the target; else all at once."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from opdscope.pipeline.experiment import Experiment
+from opdscope.records import Role, to_table
+from opdscope.summary.looks import order_of, planned_looks
+
+
+@dataclass(frozen=True)
+class Look:
+    """Measured rollouts of every question that are drawn and scored before the next decision."""
+
+    start: int
+    """Index of the first one."""
+    stop: int
+    """Index after the last one."""
+    prefix: str
+    """Of the names of its units."""
+
+    def stage(self, name: str) -> str:
+        """What people call a stage of this look."""
+        return f"{name} to {self.stop}" if self.prefix else name
+
+
+def looks(experiment: Experiment) -> Generator[Look]:
+    """The looks that are to be taken, each to be finished before the next one is asked for; it depends on what is stored alone.
+
+    A further look is taken while the order of the top teachers is not settled, and there is room for it in the budget.
+    """
+    sizes = planned_looks(experiment.config)
+    if experiment.config.target.kind != "rank":
+        yield Look(0, sizes[-1], "")
+        return
+    for index, (start, stop) in enumerate(zip((0, *sizes), sizes, strict=False)):
+        if index > 0 and not _goes_on(experiment, index, stop):
+            return
+        yield Look(start, stop, f"{index:03d}-")
+
+
+def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
+    config, run = experiment.config, experiment.run
+    sizes = planned_looks(config)
+    rows = run.table("rollouts").select(["role", "rollout_index", "token_ids"]).to_pylist()
+    lengths = [len(row["token_ids"]) for row in rows if row["role"] == Role.MEASURED and row["rollout_index"] < sizes[index - 1]]
+    spent, a_rollout = sum(lengths), sum(lengths) / sizes[index - 1]
+    order = order_of(run.tables(), config)
+    if index == 1 and not run.has("forecasts", "rollouts"):
+        foretold = (order.foretold if order is not None else sizes[-1]) * a_rollout
+        run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
+    if order is not None and not order.undecided:
+        return False
+    took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(("rollouts", "screening")))
+    if config.target.seconds is not None and took >= config.target.seconds:
+        return False
+    # what rollouts have cost so far foretells what the next ones will
+    return config.target.tokens is None or stop * a_rollout <= config.target.tokens
