@@ -1,7 +1,7 @@
 """See where on-policy distillation helps and where it hurts, before and while you train.
 
-The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers. Importing
-the package loads no torch.
+The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers; `explore`
+shows it in a notebook. Importing the package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
+    from opdscope.notebook import Exploration, explore
     from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
     from opdscope.summary import Summary, compare_runs, node_scores, summarize
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckReport",
     "Config",
+    "Exploration",
     "OpdscopeError",
     "Run",
     "Summary",
     "check",
     "compare_runs",
     "diagnose",
+    "explore",
     "load_config",
     "make_plan",
     "node_scores",
@@ -33,12 +36,14 @@ __all__ = [
 _HOME = {
     "CheckReport": "pipeline",
     "Config": "config",
+    "Exploration": "notebook",
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
     "check": "pipeline",
     "compare_runs": "summary",
     "diagnose": "pipeline",
+    "explore": "notebook",
     "load_config": "config",
     "make_plan": "pipeline",
     "node_scores": "summary",
