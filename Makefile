@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench bench-truth bench-mutations bench-economy bench-validity bench-monitor bench-report setup models clean
+.PHONY: demo test test-fast check docs bench bench-truth bench-mutations bench-economy bench-validity bench-monitor bench-report setup models clean
 
 setup: $(STAMP)
 
@@ -13,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" || $(BIN)/pip install --quiet --disable-pip-version-check torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[local,tasks,train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[local,tasks,train,notebook,docs,dev]"
 	touch $@
 
 demo: $(STAMP)
@@ -30,6 +30,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/python scripts/cli_page.py --check
+	$(BIN)/mkdocs build --quiet --site-dir dist/site
+
+# Writes the command line's page from the commands' own help, and builds the site.
+docs: $(STAMP)
+	$(BIN)/python scripts/cli_page.py
+	$(BIN)/mkdocs build --quiet --site-dir dist/site
 
 bench: $(STAMP)
 	$(BIN)/python bench/sampler.py

@@ -1,7 +1,7 @@
 """See where on-policy distillation helps and where it hurts, before and while you train.
 
 The public names: `screen` and `diagnose` do the work and return a run; `open_run` opens a stored one; `summarize` turns it into numbers, and
-`advise` into a training recipe, which `load_recipe` reads. Importing the package loads no torch.
+`advise` into a training recipe, which `load_recipe` reads; `explore` shows it in a notebook. Importing the package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from opdscope.advice import advise, load_recipe
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
+    from opdscope.notebook import Exploration, explore
     from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
     from opdscope.summary import Summary, compare_runs, node_scores, summarize
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckReport",
     "Config",
+    "Exploration",
     "OpdscopeError",
     "Run",
     "Summary",
@@ -24,6 +26,7 @@ __all__ = [
     "check",
     "compare_runs",
     "diagnose",
+    "explore",
     "load_config",
     "load_recipe",
     "make_plan",
@@ -36,6 +39,7 @@ __all__ = [
 _HOME = {
     "CheckReport": "pipeline",
     "Config": "config",
+    "Exploration": "notebook",
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
@@ -43,6 +47,7 @@ _HOME = {
     "compare_runs": "summary",
     "advise": "advice",
     "diagnose": "pipeline",
+    "explore": "notebook",
     "load_config": "config",
     "load_recipe": "advice",
     "make_plan": "pipeline",

@@ -30,6 +30,7 @@ def render_comparison(data: Mapping[str, Any]) -> Group:
     parts += [_quantity(data, quantity) for quantity in _TITLES if any(run[quantity] for t in data["teachers"] for run in t["runs"])]
     if any(run["pooled_alignment"] for teacher in data["teachers"] for run in teacher["runs"]):
         parts.append(_pooled(data))
+    parts.append(Text("≠: told apart. The intervals of one quantity's differences hold together, over teachers and pairs."))
     parts += [Text(_pairing(pair)) for pair in data["pairs"]]
     parts += [Text(f"Note: {note}.") for note in data["notes"]]
     for run in data["runs"][1:]:
@@ -39,7 +40,7 @@ def render_comparison(data: Mapping[str, Any]) -> Group:
 
 
 def _runs(data: Mapping[str, Any]) -> Table:
-    table = _table(data, f"Runs · {data['confidence']:.0%} intervals by question; differences: later minus earlier, and hold together")
+    table = _table(data, f"Runs · {data['confidence']:.0%} intervals by question; differences: later minus earlier, with their questions")
     table.columns[0].header = "student"
     pairs = _pairs(data)
     for title in [run["run"] for run in data["runs"]] + [f"{second} − {first}" for first, second in pairs]:
@@ -90,9 +91,10 @@ def _differences(differences: Sequence[Mapping[str, Any]], pairs: Sequence[tuple
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
+    """With the number of questions that it rests on: a context that some questions lack is compared on the others."""
     if found is None:
         return "—"
-    text = estimate_text(found["difference"])
+    text = f"{estimate_text(found['difference'])} [dim]{found['difference']['num_clusters']}[/dim]"
     return f"[bold]{text} ≠[/bold]" if found["decided"] else text
 
 
