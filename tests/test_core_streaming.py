@@ -34,7 +34,7 @@ def test_a_steps_gain_is_unbiased_with_one_rollout_a_question_and_with_several(p
 
 def test_the_series_interval_covers_the_weighted_mean():
     rng = np.random.default_rng(5)
-    covered, trials = 0, 150
+    covered, trials = 0, 100
     for _ in range(trials):
         series = Series(0.9)
         for _ in range(20):

@@ -317,8 +317,14 @@ def monitor(
     quiet: QuietOption = False,
 ) -> None:
     """Rollouts that a trainer has written down, rescored: the live monitor's series afterwards."""
+    from importlib.util import find_spec
+
+    from opdscope.errors import TrainingError
     from opdscope.report import render_training
     from opdscope.store import open_training_log
+
+    if find_spec("trl") is None:
+        raise TrainingError("rescoring a trainer's rollouts needs the package trl: pip install 'opdscope[train]'")
     from opdscope.training import monitor_dump
 
     with _watching(quiet) as watcher:
