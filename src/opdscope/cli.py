@@ -1,11 +1,9 @@
-"""The command line: thin, with a progress bar and an honest ETA; a user's error is one plain sentence and exit code 2."""
+"""The command line: thin; a user's error is one plain sentence and exit code 2."""
 
 import json
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from opdscope.errors import OpdscopeError
+from opdscope.progress import watching
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,91 +45,6 @@ class CriterionName(StrEnum):
     GAIN = "gain"
 
 
-class _Bars:
-    """Progress of the stages on a terminal; the pipeline's watcher."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-        self._num_tokens = 0
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """A new bar; what an earlier session finished does not count towards the speed."""
-        self._num_tokens = 0
-        self._task = self._progress.add_task(stage, total=total, completed=done, speed="")
-
-    def tokens(self, num_tokens: int) -> None:
-        """Show tokens per second."""
-        self._num_tokens += num_tokens
-        elapsed = self._progress.tasks[-1].elapsed if self._progress.tasks else None
-        if elapsed and self._task is not None:
-            self._progress.update(self._task, speed=f"{self._num_tokens / elapsed:,.0f} tokens/s")
-
-    def advance(self, amount: int) -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._progress.advance(self._task, amount)
-
-    def note(self, text: str) -> None:
-        """Print above the bars."""
-        self._progress.console.print(text)
-
-
-class _Lines:
-    """Progress where there is no terminal, in the log of a job for example: a line when work is stored, at most every ten seconds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stage, self._total, self._done, self._begun_with, self._num_tokens = "", 0, 0, 0, 0
-        self._started = self._printed = 0.0
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        """What an earlier session finished does not count towards the speed."""
-        self._stage, self._total, self._done, self._begun_with = stage, total, done, done
-        self._num_tokens, self._started = 0, time.monotonic()
-        self._printed = self._started
-
-    def tokens(self, num_tokens: int) -> None:
-        """Count."""
-        self._num_tokens += num_tokens
-
-    def advance(self, amount: int) -> None:
-        """Print where the stage is."""
-        self._done += amount
-        now = time.monotonic()
-        if self._done < self._total and now - self._printed < 10:
-            return
-        self._printed, elapsed = now, now - self._started
-        left = elapsed * (self._total - self._done) / (self._done - self._begun_with)
-        times = f"{timedelta(seconds=round(elapsed))}, ETA {timedelta(seconds=round(left))}, {self._num_tokens / elapsed:,.0f} tokens/s"
-        self._console.print(f"{self._stage}: {self._done} of {self._total}, {times}", highlight=False, soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        """Print."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _watching(quiet: bool) -> Generator[Any]:
-    from opdscope.pipeline import Silent
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield Silent() if quiet else _Lines(console)
-        return
-    columns = [
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[speed]}"),
-    ]
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        yield _Bars(progress)
-
-
 def _print(renderable: Any) -> None:
     console = Console()
     # piped output has no width of its own; the tables are made for this one
@@ -153,7 +66,7 @@ def _work(job: str, config: Any, run_dir: Path | None, overrides: list[str] | No
     from opdscope import pipeline
 
     function: Callable[..., Any] = {"screen": pipeline.screen, "diagnose": pipeline.diagnose}[job]
-    with _watching(quiet) as watcher:
+    with watching(quiet) as watcher:
         run = function(config, run_dir=run_dir, overrides=overrides or (), watcher=watcher)
     _show(run)
     _print(f"Run: {run.path}")
@@ -327,7 +240,7 @@ def monitor(
         raise TrainingError("rescoring a trainer's rollouts needs the package trl: pip install 'opdscope[train]'")
     from opdscope.training import monitor_dump
 
-    with _watching(quiet) as watcher:
+    with watching(quiet) as watcher:
         done = monitor_dump(from_dump, config, log_dir, teacher=teacher, reward=reward, overrides=overrides or (), watcher=watcher)
     left_out = f"; {done.num_unmatched:,} whose prompt holds no known question are left out" if done.num_unmatched else ""
     _print(render_training(open_training_log(log_dir).tables()))
