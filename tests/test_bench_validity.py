@@ -104,6 +104,16 @@ def test_false_rules_are_false_where_they_apply_and_nowhere_else():
     assert wrong_addition_solution("15+15") == "5+5+0=00;1+1+0=02;>20"
 
 
+def test_the_reward_knows_the_answer_beside_every_context():
+    import short_training
+    from held_out import held_out_questions
+
+    rows = short_training.training_rows("chain", 0, 8, held_out_questions("chain", 0, 4))
+    solutions = [row["told_reference_solution"].split(" Q")[0].removeprefix("S") for row in rows]
+    assert short_training.right_answers(solutions, rows["answer"]) == [1.0] * 8
+    assert short_training.right_answers(solutions, rows["told_answer"]) == [0.0] * 8
+
+
 def test_one_configuration_goes_from_training_to_the_table(tmp_path, monkeypatch):
     import short_training
 
@@ -119,7 +129,7 @@ def test_one_configuration_goes_from_training_to_the_table(tmp_path, monkeypatch
     predictions = {}
     for number, each in enumerate(CONFIGURATIONS[:12]):
         predictions[each.name] = {name: float(number) for name in (*PREDICTIONS, *RIVALS)}
-        predictions[each.name] |= {"targeted gain error": 1.0, "screening gain error": 1.0, "root_kl": 1.0}
+        predictions[each.name] |= {"targeted gain error": 1.0, "screening gain error": 1.0}
         records.add(GRID, grid_key(each, "small", 0), {**found, "change": found["change"] + number})
     rows = read_rows(Records(tmp_path / "records.jsonl"), predictions, "small")
     assert [row.configuration for row in rows] == CONFIGURATIONS[:12]

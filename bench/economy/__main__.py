@@ -29,13 +29,13 @@ WORLDS = ("chains", "tree")
 
 
 def _nodes(name: str) -> list[Section]:
-    exact = {name: nodes.made(name, 4)}
-    return [nodes.economy(exact, 2), nodes.coverage(exact, 4)]
+    exact = {name: nodes.made(name, 10)}
+    return [nodes.economy(exact, 6), nodes.coverage(exact, 24)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {
-    **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 300)] for name in WORLDS},
-    **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 6, 100)] for name in WORLDS},
+    **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 600)] for name in WORLDS},
+    **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 16, 200)] for name in WORLDS},
     "transformer": lambda: [transformer.gains()],
     **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],

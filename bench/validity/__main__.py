@@ -9,7 +9,6 @@ repository, and from them docs/validity.md and bench/results/validity.json. Mode
 """
 
 import argparse
-import json
 import os
 import time
 import warnings
@@ -35,7 +34,9 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     """One stage, as far as it is not stored."""
     import torch
     from main_grid import run_grid
+    from prediction import predict
     from special_teachers import make_special_teachers
+    from studies import run_studies
     from transformers.utils import logging
 
     torch.set_num_threads(1)
@@ -45,18 +46,16 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     make_special_teachers(models)
     match stage:
         case "predictions":
-            from prediction import predict
-
-            if not PREDICTIONS.exists():
-                PREDICTIONS.write_text(json.dumps(predict(CONFIGURATIONS + FURTHER, models, WORK), indent=1, ensure_ascii=False) + "\n")
+            predict(
+                [c for c in CONFIGURATIONS + FURTHER if c.student in {each.student for each in CONFIGURATIONS}], models, WORK, PREDICTIONS
+            )
         case "grid":
             run_grid(records, models, go_on)
-        case "further":
-            run_grid(records, models, go_on, further=True)
-        case _:
-            from studies import run_studies
-
+        case "studies":
             run_studies(records, models, go_on)
+        case _:
+            predict(FURTHER, models, WORK, PREDICTIONS)
+            run_grid(records, models, go_on, further=True)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What opdscope says before anything is trained: one stored diagnosis per student, and from its tables the numbers of every configuration."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from special_teachers import teacher_folder
 
 import opdscope
 from opdscope.core.aggregation import clustered_mean
+from opdscope.core.alignment import gain, ideal_norm_noise, ideal_squared_norm, natural_gain, teacher_advantage
+from opdscope.core.backup import back_up
 from opdscope.core.screening import screening_gain
 from opdscope.store import Run
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import NodeArrays, padded, read_nodes
+from opdscope.summary.paths import read_links
 from opdscope.summary.rivals import DIVERGENCES, accuracy_gaps, log_odds_values
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 from opdscope.summary.weights import question_weights
@@ -122,18 +126,41 @@ def _mean_kept(tokens: Tokens, sums: Mapping[Key, float], outcomes: str) -> floa
     return float(np.mean(per_question))
 
 
-def _targeted(measures: NodeMeasures, nodes: NodeArrays, tokens: Tokens, values: np.ndarray, configuration: Configuration) -> np.ndarray:
-    """Sum over the kept tokens of a response, one entry per question; each node's gain comes from fresh continuations."""
-    rows = [nodes.rows[i] for i in measures.index]
-    weights = question_weights(rows)
-    kept = np.array([configuration.outcomes in ("all", row["path_outcome"]) for row in rows], dtype=float)
-    if configuration.mask != "none":
-        kept *= np.array([row["entropy"] > tokens.threshold for row in rows], dtype=float)
-    sums: dict[str, float] = {}
-    for row, value in zip(rows, weights * kept * values, strict=True):
-        sums[row["question_id"]] = sums.get(row["question_id"], 0.0) + float(value)
-    # a question whose rollouts all ended alike has no nodes of the other class and no gain worth the name
-    return np.array(list(sums.values()))
+class Nodes:
+    """What targeted rollouts say at each node; point estimates alone, since a configuration's interval comes from its questions."""
+
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        """Success at every node, backed up along paths."""
+        self._nodes: NodeArrays = read_nodes(tables)
+        nodes = self._nodes
+        self._success = back_up(nodes.probs, nodes.outcomes, read_links(tables, nodes.rows))
+        noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, self._success.variance)
+        ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, self._success.mean) - noise
+        self.ideal = float(np.sum(question_weights(nodes.rows) * ideal)) / QUESTIONS
+        """Squared length of the ideal gradient of a response, corrected for noise."""
+        self._index = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
+        self._signals = tables["node_signals"]
+
+    def sums(self, configuration: Configuration, threshold: float) -> dict[str, np.ndarray]:
+        """Natural gain, gain and advantage, summed over the kept tokens of a response, one entry per question."""
+        rows = _rows(self._signals, configuration.teacher, configuration.objective).to_pylist()
+        rows = [row for row in rows if row["node_id"] in self._index]
+        index = np.array([self._index[row["node_id"]] for row in rows])
+        width = self._nodes.probs.shape[1]
+        teacher, signal, gradient = (padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
+        logprobs, success = self._nodes.logprobs[index], self._success.mean[index]
+        values = {
+            "natural gain": natural_gain(logprobs, signal, success),
+            "gain": gain(logprobs, gradient, success),
+            "advantage": teacher_advantage(logprobs, teacher, success),
+        }
+        own = [self._nodes.rows[i] for i in index]
+        kept = np.array([configuration.outcomes in ("all", row["path_outcome"]) for row in own], dtype=float)
+        if configuration.mask != "none":
+            kept *= np.array([row["entropy"] > threshold for row in own], dtype=float)
+        _, question = np.unique([row["question_id"] for row in own], return_inverse=True)
+        weights = kept * question_weights(own)
+        return {name: np.bincount(question, weights * each) for name, each in values.items()}
 
 
 class Predictor:
@@ -141,15 +168,8 @@ class Predictor:
 
     def __init__(self, run: Run, student: Student) -> None:
         """Read the run and measure its nodes once."""
-        self._student, self._tables = student, dict(run.tables())
-        signals = self._tables["node_signals"]  # the diagnosis has more null teachers than are trained with
-        self._tables["node_signals"] = signals.filter(pc.is_in(signals["teacher"], pa.array(list(TEACHERS))))
-        self._tokens = Tokens(self._tables, mask_threshold(student))
-        self._nodes = read_nodes(self._tables)
-        self._posterior: Posterior = node_posterior(self._tables, self._nodes, run.config)
-        measured = measure_nodes(self._tables, self._nodes, self._posterior, run.config)
-        self._measures = {(m.teacher, m.objective): m for m in measured}
-        self._ideal = float(np.sum(question_weights(self._nodes.rows) * self._posterior.ideal_squared_norm)) / QUESTIONS
+        self._student, self._tables = student, run.tables()
+        self._tokens, self._nodes = Tokens(self._tables, mask_threshold(student)), Nodes(self._tables)
         self._log_odds = log_odds_values(self._tables)
         self._gaps = {name: gap.value for name, gap in accuracy_gaps(self._tables, run.config).items()}
         self._gaps.update(self._null_gaps())
@@ -159,31 +179,28 @@ class Predictor:
         teacher, tokens, mask, outcomes = configuration.teacher, self._tokens, configuration.mask, configuration.outcomes
         scores = _rows(self._tables["scores"], teacher, configuration.objective)
         positions = _rows(self._tables["teacher_positions"], teacher)
-        natural, gain = (_screened(tokens, _sums(tokens, scores, c, mask), outcomes) for c in ("taken_signal", "taken_gradient"))
+        natural, euclid = (_screened(tokens, _sums(tokens, scores, c, mask), outcomes) for c in ("taken_signal", "taken_gradient"))
         size = {
             name: np.sqrt(max(_mean_kept(tokens, _sums(tokens, table, column, mask), outcomes), 1e-12))
             for name, table, column in (
                 ("kl", positions, "reverse_kl"), ("logits", scores, "gradient_squared_norm"), ("signal", scores, "signal_variance"),
             )
         }  # fmt: skip
-        measures = self._measures[teacher, configuration.objective]
-        targeted, targeted_gain, advantage = (
-            _targeted(measures, self._nodes, tokens, values[:, 0], configuration)
-            for values in (measures.natural_gain, measures.gain, measures.advantage)
-        )
+        targeted = self._nodes.sums(configuration, tokens.threshold)
+        advantage = clustered_mean(targeted["advantage"], 0.9)
         found: dict[str, float] = {
             "root_kl": size["kl"],
             "push": size["logits"],
-            "targeted advantage": float(np.nanmean(advantage)),
-            "targeted advantage error": clustered_mean(advantage, 0.9).standard_error,
+            "targeted advantage": advantage.value,
+            "targeted advantage error": advantage.standard_error,
         }
-        for name, own, euclidean in (("screening", natural, gain), ("targeted", targeted, targeted_gain)):
+        for name, own, euclidean in (("screening", natural, euclid), ("targeted", targeted["natural gain"], targeted["gain"])):
             estimate = clustered_mean(own, 0.9)
             found |= {
                 f"{name} gain": estimate.value,
                 f"{name} gain error": estimate.standard_error,
                 f"{name} gain / √KL": estimate.value / size["kl"],
-                f"{name} pooled alignment": float(np.nanmean(euclidean)) / (size["logits"] * np.sqrt(max(self._ideal, 1e-12))),
+                f"{name} pooled alignment": float(np.nanmean(euclidean)) / (size["logits"] * np.sqrt(max(self._nodes.ideal, 1e-12))),
             }
         return found | self._rivals(positions, configuration)
 
@@ -210,12 +227,13 @@ class Predictor:
         return {"sharpened": success(SHARPENED) - success(1.0), "flattened": success(FLATTENED) - success(1.0)}
 
 
-def predict(configurations: Sequence[Configuration], models: Path, runs: Path) -> dict[str, Any]:
-    """Numbers of every configuration by its name."""
-    found: dict[str, Any] = {}
+def predict(configurations: Sequence[Configuration], models: Path, runs: Path, path: Path) -> None:
+    """Write the numbers of every configuration by its name, student by student; goes on where it was killed."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, student in STUDENTS.items():
-        predictor = Predictor(diagnose_student(student, models, runs), student)
-        for configuration in configurations:
-            if configuration.student == name:
-                found[configuration.name] = predictor.numbers(configuration)
-    return found
+        own = [configuration for configuration in configurations if configuration.student == name]
+        if any(configuration.name not in found for configuration in own):
+            predictor = Predictor(diagnose_student(student, models, runs), student)
+            for configuration in own:
+                found[configuration.name] = {key: round(float(value), 6) for key, value in predictor.numbers(configuration).items()}
+            path.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")

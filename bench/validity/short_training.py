@@ -28,6 +28,11 @@ FIRST_TRAINING_SEED = 100
 CONTEXTS = ("answer", "reference_solution", "unrelated_solution")
 
 
+def told(context: str) -> str:
+    """Column of the teacher's prompt in a context; `answer` alone is what the reward compares with."""
+    return f"told_{context}"
+
+
 def training_rows(task: str, seed: int, count: int, held_out: Sequence[Question]) -> Dataset:
     """Questions that are not held out, with the prompts of every context; an unrelated solution is that of the next question."""
     forbidden = {question.text for question in held_out}
@@ -38,7 +43,7 @@ def training_rows(task: str, seed: int, count: int, held_out: Sequence[Question]
         shown = {"answer": question.answer, "reference_solution": question.solution, "unrelated_solution": following.solution}
         values = {"answer": {"answer": shown["answer"]}}
         values |= {name: {"solution": shown[name]} for name in CONTEXTS[1:]}
-        prompts = {name: fill(getattr(EMBEDDED_PROMPT_FORMAT, name), question=question.text, **own) for name, own in values.items()}
+        prompts = {told(name): fill(getattr(EMBEDDED_PROMPT_FORMAT, name), question=question.text, **own) for name, own in values.items()}
         rows.append({"question_id": question.question_id, "prompt": prompt_of(question), "answer": question.answer, **prompts})
     return Dataset.from_list(rows)
 
@@ -63,7 +68,7 @@ def teacher_of(configuration: Configuration, student_model: Any, models: Path) -
         return load(paths.get(teacher.value) or str(teacher_folder(models, student, teacher.value))), {}
     own = self_teacher(student_model, live=False)
     if teacher.kind == "context":
-        return own, {"teacher_prompts": {name: name for name in CONTEXTS}, "context": teacher.value}
+        return own, {"teacher_prompts": {name: told(name) for name in CONTEXTS}, "context": teacher.value}
     return own, {"teacher_temperature": float(teacher.value)}
 
 

@@ -79,6 +79,11 @@ def _arms() -> list[Arm]:
         Arm(RULES, "collapse: false rule, helps at first", Configuration(weak, "wrong rule"), 40, 2.0, STOP_RULES, traced=True),
         Arm(RULES, "collapse: weight 10 times too high", Configuration(strong, "strong"), 24, 10.0, STOP_RULES, traced=True),
     ]
+    slow = "collapse, slowly: teacher that flattens", "collapse, slowly: false rule, forward KL"
+    arms += [
+        Arm(RULES, slow[0], Configuration(strong, "flattened"), 24, 0.3, STOP_RULES, traced=True),
+        Arm(RULES, slow[1], Configuration(strong, "wrong rule", "forward_kl"), 24, 0.2, STOP_RULES, traced=True),
+    ]
     healthy = [(weak, name) for name in ("strong", "peer", "self + solution", "self + answer", "sharpened")]
     healthy += [(strong, name) for name in ("strong", "self + solution")]
     arms += [Arm(RULES, "healthy", Configuration(*pair), 24, 1.0, STOP_RULES) for pair in healthy]

@@ -116,7 +116,7 @@ def _healthy(records: Records) -> Section | None:
     for row in rows:
         by.setdefault(row["configuration"], []).append(row)
     table = [
-        [name, len(runs), sum(bool(run["actions"]) for run in runs), _with_interval([run["change"] for run in runs])]
+        [name.replace(" | ", " · "), len(runs), sum(bool(run["actions"]) for run in runs), _with_interval([run["change"] for run in runs])]
         for name, runs in by.items()
     ]
     alarms = sum(bool(row["actions"]) for row in rows)
