@@ -8,7 +8,7 @@ BATCH_SIZE = 32
 STEP_SIZES = {"small": 1e-4, "large": 3e-4}
 """Learning rates of Adam."""
 EXCESSIVE, EXCESSIVE_RATE = "excessive", 1e-3
-"""A third one, under which even the strong teacher harms: for one seed, to see what a first-order prediction cannot say."""
+"""A third one, under which the strong teacher harms two of three students: for one seed, to see what a first-order prediction cannot say."""
 SEEDS = (0, 1, 2)
 HELD_OUT_QUESTIONS = 2048
 """One response to each, under the same random numbers before and after training; another set for each seed."""
