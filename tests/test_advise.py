@@ -17,6 +17,7 @@ import opdscope
 from opdscope.advice import Advice, TokenBins, advice_data, advise, load_recipe, render_advice, write_recipe
 from opdscope.advice.choice import Choice, choose
 from opdscope.advice.curriculum import make_curriculum
+from opdscope.advice.making import caution
 from opdscope.advice.recipe import Recipe
 from opdscope.advice.settings import trainer_settings
 from opdscope.advice.tokens import Rollouts, Tokens
@@ -64,6 +65,14 @@ def test_the_good_teacher_is_chosen_and_the_harmful_one_is_no_alternative(advice
     assert recipe.alternatives == ()
     assert next(c for c in advice.choice.candidates if c.teacher == "the harmful one").verdict == "harms"
     assert sum(c.chance_best for c in advice.choice.candidates) + advice.choice.chance_none == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("high", "warned"), [(-0.001, True), (0.001, False), (None, False)])
+def test_a_way_that_begins_well_and_ends_badly_is_warned_of(high: float | None, warned: bool) -> None:
+    advantage = {"value": -0.01, "low": -0.02, "high": high}
+    summary = {"teachers": [{"name": "other", "targeted": None}, {"name": "one", "targeted": {"all": {"advantage": advantage}}}]}
+    assert ("-0.0100 [-0.0200, -0.0010] a token" in caution(summary, "one")) == warned
+    assert caution(summary, "other") == ""
 
 
 def test_a_run_without_a_helping_teacher_is_not_advised_to_distil(tmp_path: Path) -> None:

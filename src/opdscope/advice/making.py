@@ -216,7 +216,7 @@ def _text(choice: Choice, summary: Mapping[str, Any], criterion: Criterion) -> s
         first, measure = choice.first, "gain per size of the push" if criterion == "gain_per_push" else "gain"
         ties = [f"{c.second[0]} with {c.second[1]}" for c in choice.comparisons if not c.decided and _helps(choice, c.second)]
         tie = f" Not told apart from it: {', '.join(ties)}." if ties else ""
-        return f"Distil from {first.teacher} with {first.objective}: the largest {measure} beyond its null.{tie}"
+        return f"Distil from {first.teacher} with {first.objective}: the largest {measure} beyond its null.{tie}{caution(summary, first.teacher)}"
     if choice.kind == "sharpen":
         return (
             "Do not distil: no teacher is shown to beat the student at another temperature. Sharpening would do, at sampling time or as a "
@@ -227,6 +227,25 @@ def _text(choice: Choice, summary: Mapping[str, Any], criterion: Criterion) -> s
     if summary["verdict"]["kind"] == "nothing to measure":
         return str(summary["verdict"]["text"])
     return f"Not enough data to choose a teacher.{_more(choice)}"
+
+
+def caution(summary: Mapping[str, Any], teacher: str) -> str:
+    """A sentence where the first steps towards a teacher help and the whole way does not; empty where that is not shown.
+
+    The gain is the derivative at the start of the way to the teacher, the teacher advantage is about its end (docs/validity.md).
+
+    Args:
+        summary: `Summary.data`.
+        teacher: Name of a teacher that helps.
+    """
+    targeted = next(row for row in summary["teachers"] if row["name"] == teacher)["targeted"]
+    advantage = None if targeted is None else targeted["all"]["advantage"]
+    if advantage is None or advantage["high"] is None or advantage["high"] >= 0:
+        return ""
+    return (
+        f" Take small steps and watch: its advantage is {advantage['value']:+.4f} [{advantage['low']:+.4f}, {advantage['high']:+.4f}] a token, so "
+        "the way that begins well ends in a teacher whose own tokens succeed less often."
+    )
 
 
 def _helps(choice: Choice, key: tuple[str, str]) -> bool:
