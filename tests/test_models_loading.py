@@ -14,6 +14,7 @@ from transformers import BertConfig, GenerationConfig, MistralConfig, MistralFor
 from fixtures.tiny_models import CHAT_TEMPLATE, character_tokenizer, save_tiny_model
 from opdscope.errors import ModelError
 from opdscope.models.base import require_same_vocabulary
+from opdscope.models.packaged import resolve_model
 from opdscope.models.transformers import LanguageModel, load_language_model
 
 
@@ -142,6 +143,12 @@ def test_a_torn_gguf_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load_language_model(str(tmp_path / "a.gguf"))
     assert isinstance(gguf.GGUFReader, type), "the reader that parses each file once is taken out again"
+
+
+def test_a_prompt_that_the_tokenizer_has_no_token_for_is_refused_with_a_remedy() -> None:
+    model = load_language_model(str(resolve_model("embedded:chain-student-weak")))
+    with pytest.raises(ModelError, match=r"cannot encode the prompt 'What is 2\+2\?' .*into the configuration's section prompt"):
+        model.render_prompt("What is 2+2?")
 
 
 def test_models_that_are_not_causal_are_refused(directory: Path, tmp_path: Path) -> None:

@@ -19,8 +19,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="See where on-policy distillation helps and where it hurts, before and while you train.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        _print(f"opdscope {metadata.version('opdscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """See where on-policy distillation helps and where it hurts, before and while you train."""
+
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the diagnosis.", show_default=False)]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Directory of the run; default runs/NAME.", show_default=False)]

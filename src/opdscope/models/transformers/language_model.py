@@ -111,7 +111,7 @@ class LanguageModel:
             Rendered text and token ids.
 
         Raises:
-            ModelError: If the chat template refuses the messages (some allow no system message), or the prompt has no tokens.
+            ModelError: If the chat template refuses the messages (some allow no system message), or the prompt cannot be encoded or has no tokens.
         """
         if not self.tokenizer.chat_template:
             text = user if system is None else f"{system}\n\n{user}"
@@ -148,7 +148,13 @@ class LanguageModel:
         return self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        token_ids = tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        try:
+            token_ids = tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        except Exception as error:  # tokenizers raises plain exceptions, for example where it has no token for a character
+            raise ModelError(
+                f"The tokenizer of {self.name!r} cannot encode the prompt {text[:200]!r} ({error}). Write one that this model was trained on into "
+                "the configuration's section prompt."
+            ) from error
         if not token_ids:
             raise ModelError(f"The prompt {text!r} has no tokens under the tokenizer of {self.name!r}; give the question some text.")
         return token_ids
