@@ -1,8 +1,11 @@
 """What watching costs: the free monitor's and the whole callback's share of a training step, on the tiny model and on a large vocabulary.
 
-python bench/monitor.py
+    python bench/monitor.py
+
+Prints a table, writes bench/results/monitor.json. Target: the free monitor takes less than 2 % of a step.
 """
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import DistillationConfig
 
@@ -18,6 +23,7 @@ from opdscope.models.packaged import resolve_model
 from opdscope.tasks import load_task
 from opdscope.training import MonitoredDistillationTrainer, training_rows, watch
 
+RESULTS = Path(__file__).parent / "results" / "monitor.json"
 LARGE_VOCABULARY = 32_000
 
 
@@ -32,8 +38,8 @@ def random_model(seed: int) -> Any:
     )  # fmt: skip
 
 
-def measure(name: str, student: Any, teacher: Any, rows: Dataset, steps: int, batch: int, length: int) -> None:
-    """Train and print the shares."""
+def measure(name: str, student: Any, teacher: Any, rows: Dataset, steps: int, batch: int, length: int) -> dict[str, Any]:
+    """Train and measure the shares."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("embedded:chain-student-weak"))
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationConfig(
@@ -60,18 +66,31 @@ def measure(name: str, student: Any, teacher: Any, rows: Dataset, steps: int, ba
         total = time.perf_counter() - started
     # what happens at the end of a step is in both numbers
     observed = callback.monitor.seconds
-    print(
-        f"{name}: {total / steps * 1e3:.0f} ms a step; free monitor {observed / total:.2%}; "
-        f"evaluations, log and files every 10 steps with it {max(spent['callback'], observed) / total:.2%}"
-    )
+    return {
+        "case": name,
+        "step_ms": total / steps * 1e3,
+        "monitor_share": observed / total,
+        "share_with_evaluations_log_and_files": max(spent["callback"], observed) / total,
+    }
 
 
 def main() -> None:
     """Both models."""
     rows = training_rows(load_task(EmbeddedTaskConfig(kind="chain", num_questions=512)))
     tiny = (AutoModelForCausalLM.from_pretrained(resolve_model(f"embedded:chain-{who}")) for who in ("student-weak", "teacher"))
-    measure("0.1 M parameters, 23 tokens, 32 × 48", *tiny, rows, steps=40, batch=32, length=48)
-    measure("11 M parameters, 32,000 tokens, 8 × 48", random_model(0), random_model(1), rows, steps=4, batch=8, length=48)
+    found = [
+        measure("0.1 M parameters, 23 tokens, 32 × 48", *tiny, rows, steps=40, batch=32, length=48),
+        measure("11 M parameters, 32,000 tokens, 8 × 48", random_model(0), random_model(1), rows, steps=4, batch=8, length=48),
+    ]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    table = Table(
+        "model, tokens, batch", "ms a step", "free monitor", "with evaluations, log and files every 10 steps", title="What watching costs"
+    )
+    for case in found:
+        shares = (case["monitor_share"], case["share_with_evaluations_log_and_files"])
+        table.add_row(case["case"], f"{case['step_ms']:.0f}", *(f"{share:.2%}" for share in shares))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ MUTATIONS = (
     Mutation(
         "the teacher advantage has the wrong sign",
         "core/alignment.py",
-        '(_normalized(teacher_probs, "teacher") - probs) * success, axis',
-        '(probs - _normalized(teacher_probs, "teacher")) * success, axis',
+        '(_normalized(teacher_probs, "teacher", may_be_undefined=True) - probs) * success, axis',
+        '(probs - _normalized(teacher_probs, "teacher", may_be_undefined=True)) * success, axis',
         "core_alignment",
     ),
     Mutation(
@@ -151,15 +151,15 @@ MUTATIONS = (
     Mutation(
         "the mean score's interval is that of its posterior means",
         "summary/teachers.py",
-        "bounded_estimate(mean(differs * score), mean(low), mean(high))",
-        "mean(differs * score)",
+        "return bounded_estimate(*(clustered_statistic(_defined_sums(shares, values), ratio, level) for values in columns))",
+        "return clustered_statistic(_defined_sums(shares, columns[0]), ratio, level)",
         "summary_teachers",
     ),
     Mutation(
         "a node whose strata may not differ has a cosine for certain",
         "summary/teachers.py",
-        "np.minimum(measures.score[:, 1], differs * measures.score[:, 1])",
-        "measures.score[:, 1]",
+        "np.minimum(low, differs * low)",
+        "low",
         "summary_teachers",
     ),
     Mutation(
@@ -238,8 +238,8 @@ MUTATIONS = (
     Mutation(
         "a null is scaled by KL instead of its root",
         "summary/teachers.py",
-        "float(np.sqrt(max(np.mean(own.reverse_kl[common]), 0.0) / size))",
-        "float(max(np.mean(own.reverse_kl[common]), 0.0) / size)",
+        "float(np.sqrt(max(push, 0.0) / size))",
+        "float(max(push, 0.0) / size)",
         "summary_teachers",
     ),
     Mutation(
