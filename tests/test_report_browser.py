@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import opdscope
-from fixtures.browser import chromium, opened
+from fixtures.browser import chromium, opened, serious_faults
 from opdscope.report import write_report
 
 EMBEDDED: dict[str, Any] = {
@@ -172,12 +172,7 @@ def test_paper_holds_everything_and_cuts_nothing_off(page: Any) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_no_serious_fault(browser: Any, report: Path, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with opened(browser, report, color_scheme=theme) as page:
         page.locator("#chain .tok.node").first.click()
         page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-        found = axe.run(page).response["violations"]
-    faults = [
-        (fault["id"], [node["html"][:160] for node in fault["nodes"][:3]]) for fault in found if fault["impact"] in ("serious", "critical")
-    ]
-    assert faults == []
+        assert serious_faults(page) == []

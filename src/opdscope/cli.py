@@ -180,11 +180,14 @@ def report(
         int, typer.Option(min=1, help="Most questions whose chains go into the file; averages are always about all.")
     ] = 40,
 ) -> None:
-    """Write a stored run as one HTML file to look at, offline; needs no model."""
-    from opdscope.report import write_report
-    from opdscope.store import open_run
+    """Write a stored run, or a watched training run, as one HTML file to look at, offline; needs no model."""
+    from opdscope.report import write_report, write_training_report
+    from opdscope.store import is_run, is_watched, open_run, open_training_log
 
-    typer.echo(f"Report: {write_report(open_run(run), out, questions)}")
+    if is_watched(run) and not is_run(run):
+        typer.echo(f"Report: {write_training_report(open_training_log(run), out)}")
+    else:
+        typer.echo(f"Report: {write_report(open_run(run), out, questions)}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from opdscope.report.check_text import check_data, render_check
 from opdscope.report.compare_text import render_comparison
 from opdscope.report.text import render_plan, render_summary
 from opdscope.report.training_text import render_training
-from opdscope.report.writing import read_chain, write_report
+from opdscope.report.writing import read_chain, write_report, write_training_report
 
 __all__ = [
     "check_data",
@@ -17,4 +17,5 @@ __all__ = [
     "render_summary",
     "render_training",
     "write_report",
+    "write_training_report",
 ]

@@ -6,10 +6,11 @@ from typing import Any
 from opdscope.errors import RunDirectoryError
 from opdscope.models.vocabulary import read_vocabulary
 from opdscope.report.chains import chain_view
-from opdscope.report.html import render_html
+from opdscope.report.html import render_html, render_training_html
+from opdscope.report.html.training import training_view
 from opdscope.report.html.view import build_view
 from opdscope.report.tokens import TokenTexts
-from opdscope.store import Run
+from opdscope.store import Run, TrainingLog
 from opdscope.summary import measure_chains, summarize
 
 
@@ -40,9 +41,34 @@ def write_report(run: Run, path: Path | None = None, most_questions: int = 40) -
     summary = summarize(tables, run.config, run.times())
     chains = measure_chains(tables, run.config)
     view = build_view(tables, run.config, summary.data, chains, token_texts(run), run.provenance(), most_questions)
-    target = run.path / "report.html" if path is None else path
+    return _write(render_html(view), run.path / "report.html" if path is None else path)
+
+
+def write_training_report(log: TrainingLog, path: Path | None = None, confidence: float = 0.9) -> Path:
+    """Write the report of a watched training run, finished or not.
+
+    Args:
+        log: What was recorded.
+        path: The file; None is `report.html` beside the records. An existing file is replaced.
+        confidence: Level of the intervals of live numbers.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunDirectoryError: If nothing is recorded yet, or the file cannot be written.
+    """
+    tables = log.tables()
+    if not tables["training_steps"].num_rows:
+        raise RunDirectoryError(f"{log.path} holds no record of a step yet; report again once the monitor has looked at the training")
+    return _write(
+        render_training_html(training_view(tables, log.path.name, confidence)), log.path / "report.html" if path is None else path
+    )
+
+
+def _write(page: str, target: Path) -> Path:
     try:
-        target.write_text(render_html(view), encoding="utf-8")
+        target.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunDirectoryError(f"cannot write the report to {target} ({error.strerror}); choose another file with --out") from error
     return target

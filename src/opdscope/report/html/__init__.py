@@ -7,7 +7,7 @@ Charts are drawn by Observable Plot, kept in `assets/vendor` with its licence, s
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "page.js", "charts.js", "chain.js")
+_LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "page.js")
 _STYLES = ("page.css", "chain.css")
 
 _UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -27,7 +27,20 @@ def render_html(view: Mapping[str, Any]) -> str:
     Args:
         view: From :func:`opdscope.report.html.view.build_view`.
     """
-    scripts = [_asset(name) for name in _SCRIPTS]
+    return _document("report.html.j2", ("charts.js", "chain.js"), view)
+
+
+def render_training_html(view: Mapping[str, Any]) -> str:
+    """The report of a watched training run as one HTML document.
+
+    Args:
+        view: From :func:`opdscope.report.html.training.training_view`.
+    """
+    return _document("training.html.j2", ("training.js",), view)
+
+
+def _document(template: str, own_scripts: Sequence[str], view: Mapping[str, Any]) -> str:
+    scripts = [_asset(name) for name in (*_LIBRARIES, *own_scripts)]
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -41,7 +54,7 @@ def render_html(view: Mapping[str, Any]) -> str:
     data = json.dumps(view, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
     return (
         _environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             view=view,
             policy=Markup(policy),

@@ -14,6 +14,7 @@ from opdscope.report.html.health import checks
 from opdscope.report.inert import inert_data
 from opdscope.report.tokens import TokenTexts
 from opdscope.summary import Chains
+from opdscope.summary.plain import plain
 
 
 def build_view(
@@ -68,18 +69,7 @@ def build_view(
         "config": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "provenance": json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False),
     }
-    return inert_data(finite(view))
-
-
-def finite(value: Any) -> Any:
-    """The same data with None for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return inert_data(plain(view))
 
 
 def _teacher(teacher: Mapping[str, Any]) -> dict[str, Any]:
