@@ -52,47 +52,64 @@ def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = 
         informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
     """
     controls = Controls(tables, informing) if informing else None
-    rollouts = measured_rollouts(tables)
-    outcomes = {q: outcome_values(rows) for q, rows in rollouts.items()}
-    kl: dict[tuple[str, str], list[float]] = {}
+    rollouts, divergences = measured_rollouts(tables), _divergences(tables)
+    pushes, products = _pushes(tables, controls)
+    result: dict[tuple[str, str], QuestionGains] = {}
+    for (teacher, objective), own in pushes.items():
+        gains = _gains(rollouts, own, products.get((teacher, objective)))
+        divergence = np.array([np.mean(divergences.get((teacher, question_id), np.nan)) for question_id in rollouts])
+        result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
+    return result
+
+
+def _divergences(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], list[float]]:
+    """Reverse KL of every scored response, by teacher and question."""
+    found: dict[tuple[str, str], list[float]] = {}
     positions = tables["teacher_positions"]
     for row, values in zip(positions.select(["question_id", "teacher"]).to_pylist(), list_arrays(positions["reverse_kl"]), strict=True):
-        kl.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(values, dtype=np.float64)))
-    pushes: dict[tuple[str, str], dict[str, dict[int, tuple[float, float]]]] = {}
-    products: dict[tuple[str, str, str], dict[int, np.ndarray]] = {}
+        found.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(values, dtype=np.float64)))
+    return found
+
+
+_ByRollout = dict[str, dict[int, np.ndarray]]
+"""An array by question and rollout."""
+
+
+def _pushes(
+    tables: Mapping[str, pa.Table], controls: Controls | None
+) -> tuple[dict[tuple[str, str], _ByRollout], dict[tuple[str, str], _ByRollout]]:
+    """By teacher and objective: the push of signal and gradient at each response, and their products with the control variates if there are any."""
+    pushes: dict[tuple[str, str], _ByRollout] = {}
+    products: dict[tuple[str, str], _ByRollout] = {}
     labels = tables["scores"].select(["question_id", "rollout_index", "teacher", "objective"]).to_pylist()
     signals, gradients = (list_arrays(tables["scores"][name]) for name in ("taken_signal", "taken_gradient"))
     for row, *both in zip(labels, signals, gradients, strict=True):
-        signal, gradient = teacher_pushes(both)
-        per_question = pushes.setdefault((row["teacher"], row["objective"]), {}).setdefault(row["question_id"], {})
-        per_question[row["rollout_index"]] = (float(signal), float(gradient))
+        key, question_id, index = (row["teacher"], row["objective"]), row["question_id"], row["rollout_index"]
+        pushes.setdefault(key, {}).setdefault(question_id, {})[index] = np.array(teacher_pushes(both), dtype=np.float64)
         if controls is not None:
-            rollout = row["question_id"], row["rollout_index"]
-            own = np.array([controls.products(rollout, values) for values in both])
-            products.setdefault((row["teacher"], row["objective"], row["question_id"]), {})[row["rollout_index"]] = own
-    result: dict[tuple[str, str], QuestionGains] = {}
-    for (teacher, objective), by_question in pushes.items():
-        gains = np.full((2, len(rollouts)), np.nan)
-        contributions: list[tuple[int, np.ndarray, list[int]]] = []
-        for i, (question_id, rows) in enumerate(rollouts.items()):
-            own = by_question.get(question_id)
-            if own is not None:
-                # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
-                scored = [k for k, row in enumerate(rows) if row["rollout_index"] in own]
-                ordered = np.array([own[rows[k]["rollout_index"]] for k in scored]).T
-                known = outcomes[question_id][scored]
-                gains[:, i] = screening_gain(known, ordered)
-                advantages = known - (np.nan if np.isnan(known).all() else np.nanmean(known))
-                contributions.append((i, advantages * ordered, [rows[k]["rollout_index"] for k in scored]))
-        if controls is not None:
-            questions = list(rollouts)
-            own_products = [np.array([products[teacher, objective, questions[i]][k] for k in kept]) for i, _, kept in contributions]
-            for kind in range(2):
-                found = corrections([values[kind] for _, values, _ in contributions], [own[:, kind] for own in own_products])
-                gains[kind, [i for i, _, _ in contributions]] -= found
-        divergence = np.array([np.mean(kl[teacher, q]) if (teacher, q) in kl else np.nan for q in rollouts])
-        result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
-    return result
+            own = np.array([controls.products((question_id, index), values) for values in both])
+            products.setdefault(key, {}).setdefault(question_id, {})[index] = own
+    return pushes, products
+
+
+def _gains(
+    rollouts: Mapping[str, list[dict[str, Any]]], pushes: _ByRollout, products: _ByRollout | None
+) -> Float[np.ndarray, "2 question"]:
+    """Natural and Euclidean gain on every question; NaN where no rollout is scored."""
+    gains = np.full((2, len(rollouts)), np.nan)
+    scored = {q: [row for row in rows if row["rollout_index"] in pushes[q]] for q, rows in rollouts.items() if q in pushes}
+    contributions: list[Float[np.ndarray, "2 rollout"]] = []
+    places = [i for i, question_id in enumerate(rollouts) if question_id in scored]
+    # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
+    for place, (question_id, rows) in zip(places, scored.items(), strict=True):
+        known, own = outcome_values(rows), np.array([pushes[question_id][row["rollout_index"]] for row in rows]).T
+        gains[:, place] = screening_gain(known, own)
+        contributions.append((known - (np.nan if np.isnan(known).all() else np.nanmean(known))) * own)
+    if products is not None:
+        stacked = [np.array([products[question_id][row["rollout_index"]] for row in rows]) for question_id, rows in scored.items()]
+        for kind in range(2):
+            gains[kind, places] -= corrections([values[kind] for values in contributions], [own[:, kind] for own in stacked])
+    return gains
 
 
 @dataclass(frozen=True)
