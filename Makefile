@@ -31,12 +31,12 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python scripts/cli_page.py --check
-	$(BIN)/mkdocs build --quiet --site-dir dist/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir dist/site
 
 # Writes the command line's page from the commands' own help, and builds the site.
 docs: $(STAMP)
 	$(BIN)/python scripts/cli_page.py
-	$(BIN)/mkdocs build --quiet --site-dir dist/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir dist/site
 
 bench: $(STAMP)
 	$(BIN)/python bench/sampler.py
