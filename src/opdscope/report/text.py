@@ -108,7 +108,7 @@ def _splits(data: Mapping[str, Any]) -> list[Table]:
         _split(
             data,
             "Alignment by the path's outcome · cosine between ideal and distillation gradient",
-            "Pooled over nodes, corrected for noise; the mean of per-node cosines is the source paper's, its interval a bound that holds noise's bias too.",
+            "Pooled over nodes, corrected for noise; the mean of per-node cosines is the source paper's, its interval a bound.",
             {name: (name, "pooled_alignment") for name in ("correct", "incorrect", "all")} | {"mean of cosines": ("all", "mean_score")},
         ),
     ]
