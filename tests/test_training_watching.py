@@ -53,10 +53,18 @@ def weights(run: Any) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in run.model.parameters()]
 
 
+def global_states() -> tuple[object, list[int], torch.Tensor]:
+    arrays = np.random.get_state()[1].tolist()  # noqa: NPY002 - what is tested is that the global generator stays as it was
+    return random.getstate(), arrays, torch.get_rng_state()
+
+
 def random_rows(seed: int, num_rows: int = 12, length: int = 40) -> ScoredRows:
     generator = torch.Generator().manual_seed(seed)
     row = torch.arange(num_rows).repeat_interleave(length)
-    draw = lambda: torch.randn(len(row), generator=generator)  # noqa: E731
+
+    def draw() -> torch.Tensor:
+        return torch.randn(len(row), generator=generator)
+
     return ScoredRows(
         row=row, position=torch.arange(length).repeat(num_rows), token_ids=row, student_logprob=-draw().abs(), teacher_logprob=-draw().abs(),
         entropy=draw().abs(), divergence=draw().abs(), signal=draw(), reverse_kl=draw().abs(),
@@ -209,18 +217,18 @@ def test_what_fails_is_switched_off_and_never_raised(tmp_path: Path, monkeypatch
 def test_randomness_and_training_flags_are_left_as_they_were():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
     network[1].eval()
-    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    before = global_states()
 
     def disturb() -> None:
         with undisturbed(network):
             network.eval()
-            torch.rand(3), random.random(), np.random.rand(3)  # noqa: NPY002
+            torch.rand(3), random.random(), np.random.rand(3)  # noqa: NPY002 - disturbs the global generator on purpose
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         disturb()
     assert [module.training for module in network.modules()] == [True, True, False]
-    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    after = global_states()
     assert before[0] == after[0]
     assert before[1] == after[1]
     assert torch.equal(before[2], after[2])

@@ -40,14 +40,15 @@ class Part:
 @contextmanager
 def undisturbed(model: Any) -> Generator[None]:
     """Leave every random number generator and every module's training flag as they were, whatever happens inside."""
-    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python, tensors = random.getstate(), torch.get_rng_state()
+    arrays = np.random.get_state()  # noqa: NPY002 - the trainer's code may draw from numpy's global generator; ours does not
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     flags = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
+        np.random.set_state(arrays)  # noqa: NPY002 - the same global generator, put back
         torch.set_rng_state(tensors)
         if devices:
             torch.cuda.set_rng_state_all(devices)
