@@ -14,11 +14,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "truth"))  # tables are those of docs/truth.md
+
 import allocator
 import nodes
 import ranking
 import techniques
 import transformer
+from economy_page import lines_of
 from page import Section
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +60,7 @@ def main(chosen: list[str]) -> None:
         sections = PARTS[name]()
         found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
         (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
-        print("\n".join(line for section in sections for line in section.lines()), flush=True)
+        print("\n".join(line for section in sections for line in lines_of(section)), flush=True)
     _write_page()
 
 
@@ -70,7 +73,7 @@ def _write_page() -> None:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             sections = [Section(**section) for section in found["sections"]]
-            lines += [line for section in sections for line in section.lines()]
+            lines += [line for section in sections for line in lines_of(section)]
             checks += [bool(met) for section in sections for _, met in section.checks]
             seconds.append(f"{name} {found['seconds']}")
     missing = [name for name in PARTS if not (RESULTS / f"{name}.json").exists()]
