@@ -24,8 +24,11 @@ from opdscope.advice.tokens import Rollouts, Tokens
 from opdscope.advice.weights import question_weighting, token_parts
 from opdscope.cli import app
 from opdscope.config import Config, same_entropy_name
+from opdscope.core.aggregation import clustered_mean
+from opdscope.core.stopping import spending_widths
 from opdscope.errors import RecipeError, RunDirectoryError
 from opdscope.store import Run, start_run
+from opdscope.summary.looks import over_null, planned_looks
 from opdscope.summary.teachers import QuestionGains
 
 SETTINGS: dict[str, Any] = {
@@ -245,7 +248,7 @@ def _gains(mean: float, spread: float, seed: int) -> QuestionGains:
 
 def _chosen(good: QuestionGains, fair: QuestionGains, null: QuestionGains) -> Choice:
     known = {(name, "reverse_kl"): own for name, own in zip((*NAMES, "sharpened"), (good, fair, null), strict=True)}
-    return choose(NAMES, known, CONFIG, "gain")
+    return choose(NAMES, [known], CONFIG, "gain")
 
 
 @pytest.mark.parametrize(
@@ -271,12 +274,34 @@ def test_the_criterion_decides_between_a_strong_push_and_an_efficient_one() -> N
         ("the good one", "reverse_kl"): QuestionGains(strong.natural_gain, strong.gain, np.full(40, 16.0)),
         ("the fair one", "reverse_kl"): QuestionGains(efficient.natural_gain, efficient.gain, np.full(40, 1.0)),
     }
-    assert choose(NAMES, known, CONFIG, "gain").candidates[0].teacher == "the good one"
-    assert choose(NAMES, known, CONFIG, "gain_per_push").candidates[0].teacher == "the fair one"
+    assert choose(NAMES, [known], CONFIG, "gain").candidates[0].teacher == "the good one"
+    assert choose(NAMES, [known], CONFIG, "gain_per_push").candidates[0].teacher == "the fair one"
+
+
+def test_a_run_that_stopped_at_its_second_look_is_judged_by_the_width_of_its_looks() -> None:
+    ranked = Config.model_validate({**configuration("good", "fair"), "objectives": ["reverse_kl"], "target": {"kind": "rank", "rounds": 5}})
+    looks = [
+        {
+            (name, "reverse_kl"): _gains(mean, 0.3, seed + k)
+            for name, mean, seed in zip((*NAMES, "sharpened"), (0.5, 0.3, 0.1), (0, 10, 20), strict=True)
+        }
+        for k in range(2)
+    ]
+    once, spent = choose(NAMES, looks[1:], CONFIG, "gain"), choose(NAMES, looks, ranked, "gain")
+    single, wide = (found.comparisons[0].difference for found in (once, spent))
+    assert wide.value == single.value
+    assert wide.high - wide.low > 1.1 * (single.high - single.low)
+    values = [over_null(look, name, "reverse_kl", ranked) for look in looks for name in NAMES]
+    differences = [first - second for first, second in zip(values[::2], values[1::2], strict=True)]
+    width = spending_widths(
+        [np.expand_dims(column, -1) for column in differences], len(planned_looks(ranked)), 0.9, np.random.default_rng(0)
+    )[-1]
+    expected = clustered_mean(differences[1], 0.9, width)
+    assert (wide.low, wide.high) == pytest.approx((expected.low, expected.high), abs=0.03 * (expected.high - expected.low))
 
 
 def test_without_any_teacher_there_is_nothing_to_choose() -> None:
-    found = choose([], {}, CONFIG, "gain")
+    found = choose([], [{}], CONFIG, "gain")
     assert (found.kind, found.candidates, found.comparisons) == ("not enough data", [], [])
 
 
@@ -285,7 +310,7 @@ def test_a_null_at_the_teachers_own_entropy_counts() -> None:
         ("the good one", "reverse_kl"): _gains(0.4, 0.02, 0),
         (same_entropy_name("the good one"), "reverse_kl"): _gains(0.6, 0.02, 1),
     }
-    found = choose(NAMES[:1], known, CONFIG, "gain")
+    found = choose(NAMES[:1], [known], CONFIG, "gain")
     assert found.kind == "sharpen"
     assert found.candidates[0].null.name == same_entropy_name("the good one")
 

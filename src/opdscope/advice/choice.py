@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from opdscope.config import Config
-from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic, simultaneous_quantile
+from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic
 from opdscope.core.divergences import signal_scale
 from opdscope.core.randomness import generator
-from opdscope.summary.looks import over_null
+from opdscope.summary.looks import joint_width, over_null
 from opdscope.summary.ranking import verdict_word
 from opdscope.summary.teachers import NullGain, QuestionGains, null_of
 
@@ -84,22 +84,24 @@ class Choice:
         return self.candidates[0] if self.kind == "distil" else None
 
 
-def choose(names: Sequence[str], screening: Screening, config: Config, criterion: Criterion) -> Choice:
+def choose(names: Sequence[str], looks: Sequence[Screening], config: Config, criterion: Criterion) -> Choice:
     """The choice among real teachers and all objectives.
 
     Args:
         names: Real teachers, not nulls.
-        screening: Per-question gains of everything.
+        looks: Per-question gains of everything at each look (:func:`opdscope.summary.looks.screen_looks`); the last one is judged, by intervals that
+            hold together over all looks, since a run that ranks teachers stopped where one of them was clear.
         config: Objectives, confidence, least useful gain.
         criterion: What is to be largest.
     """
+    screening = looks[-1]
     keys = [(name, objective) for name in names for objective in config.objectives if (name, objective) in screening]
-    words = _verdicts(keys, screening, config)
+    words = _verdicts(keys, looks, config)
     chances, nothing = _chances(keys, screening, config, criterion)
     candidates = [_candidate(key, screening, config, words[key], chances[key]) for key in keys]
     candidates.sort(key=lambda c: (c.verdict != "helps", math.isnan(c.value(criterion).value), -c.value(criterion).value))
     kind = _kind([candidate.verdict for candidate in candidates])
-    return Choice(kind, candidates, _comparisons(candidates, screening, config, criterion), nothing)
+    return Choice(kind, candidates, _comparisons(candidates, looks, config, criterion), nothing)
 
 
 def _kind(words: Sequence[str]) -> Literal["distil", "sharpen", "none", "not enough data"]:
@@ -110,16 +112,19 @@ def _kind(words: Sequence[str]) -> Literal["distil", "sharpen", "none", "not eno
     return "none" if words and all(word in ("harms", "does not help") for word in words) else "not enough data"
 
 
-def _verdicts(keys: Sequence[tuple[str, str]], screening: Screening, config: Config) -> dict[tuple[str, str], str]:
+def _verdicts(keys: Sequence[tuple[str, str]], looks: Sequence[Screening], config: Config) -> dict[tuple[str, str], str]:
     """Verdicts on all teachers and objectives, which hold together: the best of many is chosen from them."""
     if not keys:
         return {}
-    level = config.analysis.confidence
-    gains = [screening[key].natural_gain for key in keys]
-    above = [over_null(screening, *key, config) for key in keys]
-    width = simultaneous_quantile(np.stack([*gains, *above], axis=-1), level, generator(config.seed, "advice"))
+    level, screening = config.analysis.confidence, looks[-1]
+
+    def numbers(screening: Screening) -> Float[np.ndarray, "question test"]:
+        gains = [screening[key].natural_gain for key in keys]
+        return np.stack([*gains, *(over_null(screening, *key, config) for key in keys)], axis=-1)
+
+    values, width = numbers(screening), joint_width(looks, numbers, config, "advice")
     found: dict[tuple[str, str], str] = {}
-    for key, own, beyond in zip(keys, gains, above, strict=True):
+    for key, own, beyond in zip(keys, values.T[: len(keys)], values.T[len(keys) :], strict=True):
         gain, over = (clustered_mean(values, level, width) for values in (own, beyond))
         found[key] = verdict_word(gain, over, null_of(screening, *key, config).name is not None, config.analysis.smallest_gain)
     return found
@@ -169,19 +174,21 @@ def _chances(
     return dict(zip(keys, shares[1:].tolist(), strict=True)), float(shares[0])
 
 
-def _comparisons(candidates: Sequence[Candidate], screening: Screening, config: Config, criterion: Criterion) -> list[Comparison]:
+def _comparisons(candidates: Sequence[Candidate], looks: Sequence[Screening], config: Config, criterion: Criterion) -> list[Comparison]:
     if len(candidates) < 2:
         return []
     keys = [(candidate.teacher, candidate.objective) for candidate in candidates]
-    sums = {key: _sums(key, screening, config) for key in keys}
-    level = config.analysis.confidence
     # all pairs are one family, since which of them comes first is seen from the same numbers
     pairs = list(combinations(keys, 2))
-    scaled = [_difference(sums[first], sums[second], criterion) for first, second in pairs]
-    width = simultaneous_quantile(np.stack(scaled, axis=-1), level, generator(config.seed, "advice", "comparisons"))
+
+    def differences(screening: Screening) -> Float[np.ndarray, "question test"]:
+        sums = {key: _sums(key, screening, config) for key in keys}
+        return np.stack([_difference(sums[first], sums[second], criterion) for first, second in pairs], axis=-1)
+
+    values, width = differences(looks[-1]), joint_width(looks, differences, config, "advice", "comparisons")
     found: list[Comparison] = []
-    for (first, second), column in zip(pairs[: len(keys) - 1], scaled[: len(keys) - 1], strict=True):
-        difference = clustered_mean(column, level, width)
+    for (first, second), column in zip(pairs[: len(keys) - 1], values.T, strict=False):
+        difference = clustered_mean(column, config.analysis.confidence, width)
         found.append(Comparison(first, second, difference, bool(difference.low > 0 or difference.high < 0)))
     return found
 

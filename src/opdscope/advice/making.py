@@ -87,7 +87,7 @@ def advise(run: Run, criterion: Criterion = "gain_per_push") -> Advice:
         )
     summary = summarize(tables, config).data
     real = [teacher["name"] for teacher in summary["teachers"] if not teacher["is_null"]]
-    choice = choose(real, screen_looks(tables, config)[-1], config, criterion)
+    choice = choose(real, screen_looks(tables, config), config, criterion)
     if summary["verdict"]["kind"] == "nothing to measure":
         choice = Choice("not enough data", choice.candidates, choice.comparisons, choice.chance_none)
     details = None if choice.first is None else work_out(tables, choice.first, config)
