@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fixtures.training import NOISE, arguments, chain_rows, model, right_answer, tokenizer
+from opdscope.core.aggregation import clustered_mean
 from opdscope.core.streaming import step_gain
 from opdscope.errors import RunDirectoryError, TrainingError
 from opdscope.records import TRAINING_SCHEMAS
 from opdscope.report import render_training
 from opdscope.store import TrainingLog, open_run, open_training_log
 from opdscope.summary import summarize
+from opdscope.summary.teachers import question_success
 from opdscope.training import MonitoredDistillationTrainer, ProbeSet, watch
 from opdscope.training.guard import Part, undisturbed
 from opdscope.training.loss import ScoredRows
@@ -150,7 +153,12 @@ def test_a_watched_run_is_the_unwatched_run_and_is_stored(tmp_path: Path):
     assert len(logged) >= 2
     assert (tmp_path / "log" / "best" / "model.safetensors").is_file()
     probes = tables["training_probes"].to_pylist()
-    assert [row["step"] for row in probes] == [3]
+    assert [row["step"] for row in probes] == [0, 3]
+    assert (probes[0]["success_change"], probes[0]["success_change_high"]) == (0.0, 0.0)
+    successes = [question_success(open_run(row["run"]).tables()) for row in probes]
+    paired = clustered_mean(np.array([after - before for before, after in zip(*(s.values() for s in successes), strict=True)]), 0.9)
+    assert (probes[1]["success_change"], probes[1]["success_change_low"]) == (paired.value, paired.low)
+    assert np.isnan(probes[1]["advantage"])  # without targeted rollouts
     run = open_run(probes[-1]["run"])
     assert summarize(run.tables(), run.config).data["teachers"][0]["natural_gain"]["value"] is not None
     console = Console(record=True, width=160, file=io.StringIO())
@@ -264,12 +272,46 @@ def test_any_trainer_may_have_the_probe_set_and_its_rules(tmp_path: Path):
         run, tmp_path / "log", rules={"every": 1, "rules": [rule]}, probe=ProbeSet(PROBE, tmp_path / "probes", every=1), keep_best=False
     )  # fmt: skip
     run.train()
-    assert run.state.global_step == 1
+    assert run.state.global_step == 1  # stopped before the first step, which such a trainer takes still
+    assert open_training_log(tmp_path / "log").table("training_actions")["step"].to_pylist() == [0]
     assert any("opdscope/probe/teacher/natural_gain" in entry for entry in run.state.log_history)
     with pytest.raises(TrainingError, match="needs a trainer that shows its rollouts"):
         watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]})
     with pytest.raises(TrainingError, match="contexts and objectives can be changed in a MonitoredDistillationTrainer"):
         watch(run, tmp_path / "log", contexts=["told"])
+
+
+def test_a_teacher_whose_gain_is_negative_changes_no_weight_and_the_first_ones_are_kept(tmp_path: Path):
+    student = model("chain-student-weak")
+    flattened = {**PROBE, "teachers": [{"name": "unrelated", "privileged_context": "unrelated_solution"}, *PROBE["teachers"]]}
+    run = trainer(tmp_path, 3)
+    rule = {"name": "it harms", "series": "probe.advantage", "below": 2.0, "evaluations": 1, "then": {"action": "stop"}}
+    probe = ProbeSet({**flattened, "targeted": {"paths_per_outcome": 1, "nodes_per_path": 2}}, tmp_path / "probes", every=1, targeted=True)
+    watch(run, tmp_path / "log", rules={"every": 1, "rules": [rule]}, probe=probe)
+    run.train()
+    assert run.state.global_step == 1
+    kept = load_file(tmp_path / "log" / "best" / "model.safetensors")
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, dict(run.model.named_parameters())[name])
+        assert name not in kept or torch.equal(parameter, kept[name])
+    row = open_training_log(tmp_path / "log").table("training_probes").to_pylist()[0]
+    assert row["advantage_low"] < row["advantage"] < row["advantage_high"]
+    with pytest.raises(TrainingError, match=r"probe.advantage needs targeted rollouts; give the probe set targeted=True"):
+        watch(run, tmp_path / "log", rules={"rules": [rule]}, probe=ProbeSet(PROBE, tmp_path / "probes", every=1))
+
+
+def test_a_run_that_goes_on_is_held_against_the_student_before_training(tmp_path: Path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    first = trainer(tmp_path, 2, settings)
+    watch(first, tmp_path / "log", probe=ProbeSet(PROBE, tmp_path / "probes", every=2, budget=1.0), keep_best=False)
+    first.train()
+    second = trainer(tmp_path, 4, settings)
+    watch(second, tmp_path / "log", probe=ProbeSet(PROBE, tmp_path / "probes", every=4, budget=1.0), keep_best=False)
+    second.train(resume_from_checkpoint=True)
+    steps, changes = (open_training_log(tmp_path / "log").table("training_probes")[name].to_pylist() for name in ("step", "success_change"))
+    assert steps == [0, 2, 4]
+    start, end = (question_success(open_run(tmp_path / "probes" / f"step-000000{step}").tables()) for step in (0, 4))
+    assert changes[2] == pytest.approx(np.mean([end[name] - start[name] for name in start]))
 
 
 class GKDTrainer:

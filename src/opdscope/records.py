@@ -237,19 +237,26 @@ TRAINING_SCHEMAS: Mapping[str, pa.Schema] = {
         natural_gain_error=pa.float64(),
         num_tokens=pa.float64(),
     ),
-    # One row per finished probe: screening, and where asked for targeted rollouts, of the live student on fixed questions. `run`: its run directory.
+    # One row per finished probe: screening, and where asked for targeted rollouts, of the live student on fixed questions. `success_change`: against
+    # the first probe, paired. `advantage` (a token) and `pooled_alignment` need targeted rollouts. `run`: its run directory.
     "training_probes": _schema(
         step=pa.int32(),
         teacher=pa.string(),
         success=pa.float64(),
         success_low=pa.float64(),
         success_high=pa.float64(),
+        success_change=pa.float64(),
+        success_change_low=pa.float64(),
+        success_change_high=pa.float64(),
         natural_gain=pa.float64(),
         natural_gain_low=pa.float64(),
         natural_gain_high=pa.float64(),
         gain_over_null=pa.float64(),
         gain_over_null_low=pa.float64(),
         gain_over_null_high=pa.float64(),
+        advantage=pa.float64(),
+        advantage_low=pa.float64(),
+        advantage_high=pa.float64(),
         pooled_alignment=pa.float64(),
         seconds=pa.float64(),
         run=pa.string(),

@@ -101,10 +101,12 @@ def _bins(bins: Sequence[Mapping[str, Any]], z: float) -> Table:
 
 def _probes(probes: Sequence[Mapping[str, Any]], confidence: float) -> Table:
     table = Table(title=f"Probe set · {confidence:.0%} intervals", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("step", "teacher", "success", "natural gain", "gain over null", "pooled alignment", "seconds"):
+    measured = ("success", "success_change", "natural_gain", "gain_over_null", "advantage")
+    shown = [name for name in measured if any(math.isfinite(row[name]) for row in probes)]
+    for column in ("step", "teacher", *(name.replace("_", " ") for name in shown), "pooled alignment", "seconds"):
         table.add_column(column, justify="left" if column == "teacher" else "right")
     for row in probes:
-        ends = [_between(row, name, signed=name != "success") for name in ("success", "natural_gain", "gain_over_null")]
+        ends = [_between(row, name, signed=name != "success") for name in shown]
         table.add_row(str(row["step"]), escape(row["teacher"]), *ends, _number(row["pooled_alignment"]), f"{row['seconds']:.1f}")
     return table
 

@@ -20,7 +20,7 @@ from opdscope.summary.nodes import (
     read_nodes,
     score_table,
 )
-from opdscope.summary.teachers import measured_rollouts, outcome_values
+from opdscope.summary.teachers import question_success
 from opdscope.summary.weights import question_weights
 
 _MOST_BINS, _NODES_A_BIN = 6, 20
@@ -101,7 +101,7 @@ def _stratum_table(nodes: NodeArrays, posterior: Posterior, config: Config) -> p
 def _along(
     tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: Posterior, measures: Sequence[NodeMeasures], config: Config
 ) -> dict[str, list[Bin]]:
-    success = {q: _mean(outcome_values(rows)) for q, rows in measured_rollouts(tables).items()}
+    success = question_success(tables)
     axes = {
         "depth": np.array([row["position"] for row in nodes.rows], dtype=np.float64),
         "entropy": np.array([row["entropy"] for row in nodes.rows]),
@@ -155,8 +155,3 @@ def _root(square: Estimate) -> Estimate:
     """The square root of an estimate and of its interval's ends, which needs no standard error of its own."""
     value, low, high = (float(np.sqrt(np.maximum(x, 0.0))) for x in (square.value, square.low, square.high))
     return Estimate(value, low, high, float("nan"), square.num_clusters, square.confidence)
-
-
-def _mean(values: Float[np.ndarray, "rollout"]) -> float:
-    verified = values[~np.isnan(values)]
-    return float(np.mean(verified)) if len(verified) else float("nan")

@@ -24,6 +24,7 @@ from opdscope.summary.teachers import (
     measured_rollouts,
     null_of,
     outcome_values,
+    question_success,
     summarize_targeted,
 )
 from opdscope.summary.truncation import Truncation, truncations
@@ -99,11 +100,10 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
 def _student(tables: Mapping[str, pa.Table], config: Config) -> dict[str, Any]:
     rollouts = measured_rollouts(tables)
     flat = [row for rows in rollouts.values() for row in rows]
-    means = [np.nanmean(v) if len(v) and not np.isnan(v).all() else np.nan for v in map(outcome_values, rollouts.values())]
     counts = {outcome: sum(row["outcome"] == outcome for row in flat) for outcome in Outcome}
     mixed = sum(len(set(values[~np.isnan(values)])) == 2 for values in map(outcome_values, rollouts.values()))
     return {
-        "success": clustered_mean(np.array(means), config.analysis.confidence),
+        "success": clustered_mean(np.array(list(question_success(tables).values())), config.analysis.confidence),
         "num_questions": len(rollouts),
         "num_questions_with_both_outcomes": mixed,
         "num_rollouts": len(flat),

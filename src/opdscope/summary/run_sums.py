@@ -17,12 +17,11 @@ from opdscope.summary.looks import screen_looks
 from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
 from opdscope.summary.ranking import verdicts
 from opdscope.summary.teachers import (
-    measured_rollouts,
     null_of,
-    outcome_values,
     path_shares,
     per_push,
     push_sums,
+    question_success,
 )
 
 STATISTICS: dict[str, Statistic] = {
@@ -93,8 +92,7 @@ def measure_run(run: StoredRun, label: str, objective: str, level: float) -> Run
     real = [teacher.name for teacher in config.teachers if teacher.name in names and teacher.privileged_context not in NULL_CONTEXTS]
     questions = tables["questions"].select(["question_id", "text", "answer"]).to_pylist()
     pooled = _pooled(tables, config, objective, level)
-    outcomes = [outcome_values(rows) for rows in measured_rollouts(tables).values()]
-    success = np.array([np.nanmean(v) if np.any(~np.isnan(v)) else np.nan for v in outcomes])
+    success = np.array(list(question_success(tables).values()))
     keys = [(*_world(config), row["text"], row["answer"]) for row in questions]
     words = verdicts(real, looks, objective, config)
     return RunSums(label, config, keys, _with_count(success), sums, pooled, words)

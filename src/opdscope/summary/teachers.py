@@ -44,6 +44,12 @@ def measured_rollouts(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str
     return found
 
 
+def question_success(tables: Mapping[str, pa.Table]) -> dict[str, float]:
+    """Share of correct measured rollouts by question, in [0, 1]; NaN where none could be verified."""
+    outcomes = {name: outcome_values(rows) for name, rows in measured_rollouts(tables).items()}
+    return {name: float(np.nanmean(own)) if np.any(~np.isnan(own)) else float("nan") for name, own in outcomes.items()}
+
+
 def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> dict[tuple[str, str], QuestionGains]:
     """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored.
 

@@ -15,7 +15,7 @@ from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.log import Recorder, log_metrics, reading_metrics, reading_rows
 from opdscope.training.loss import Observer
 from opdscope.training.monitor import FreeMonitor, Reading
-from opdscope.training.probe import ProbeResult, ProbeSet
+from opdscope.training.probe import PROBED, ProbeResult, ProbeSet
 from opdscope.training.rules import (
     SERIES,
     Decision,
@@ -67,7 +67,8 @@ def watch(
         half_life: Of the live series, in optimizer steps.
         budget: Most of the training time that the free monitor may take.
         every: Optimizer steps between evaluations; the rules' own setting if there are any, else 10.
-        keep_best: Keep the weights of the evaluation with the highest success in `LOG_DIR/best`.
+        keep_best: Keep the weights of the evaluation with the highest success in `LOG_DIR/best`; with a probe set those of the best probe, which
+            may be the weights before training.
 
     Returns:
         The callback, which is added to the trainer already.
@@ -159,6 +160,7 @@ class WatchingCallback(TrainerCallback):
             has_monitor=hasattr(self.trainer, "observers"),
             has_outcomes=getattr(self.trainer, "has_outcomes", False),
             probe_every=None if self.probe is None else self.probe.every,
+            has_targeted_probe=self.probe is not None and self.probe.targeted,
             can_weigh=steering.can_weigh,
             distillation_weight=steering.weight,
             num_contexts=len([name for name in steering.contexts if name != steering.context]),
@@ -166,11 +168,18 @@ class WatchingCallback(TrainerCallback):
         )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an earlier session wrote beyond the checkpoint that training goes on from."""
+        """Forget what was written beyond the checkpoint that training goes on from; probe, and look at the rules, before the first step."""
         with self.parts["log"].trying():
             self.recorder.log.rewind(state.global_step)
         if getattr(args, "world_size", 1) > 1 and self.book is not None and not self.book.config.dry:
             logger.warning("opdscope: rules only report in distributed training, since every process sees its own rollouts alone")
+        if self.probe is not None and self.parts["probe set"].is_on:
+            with self.parts["probe set"].trying():
+                self._take(self.probe.begin(self.trainer, state.global_step), state.global_step)
+            if self._probed is not None and state.is_world_process_zero:
+                self._evaluate(args, state.global_step, control)
+                if control.should_training_stop and self.steering.can_weigh:
+                    self.steering.weight = 0.0  # a trainer that is stopped before its first step takes that step still
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate now and then."""
@@ -182,7 +191,7 @@ class WatchingCallback(TrainerCallback):
                     self.monitor.flush()
         if self.probe is not None and probe.is_on:
             with probe.trying():
-                self._probe(self.probe, state.global_step)
+                self._take(self.probe.maybe(self.trainer, state.global_step), state.global_step)
         if state.global_step % self.every == 0 and state.is_world_process_zero:
             self._evaluate(args, state.global_step, control)
 
@@ -205,7 +214,7 @@ class WatchingCallback(TrainerCallback):
         if reading is not None and self.parts["log"].is_on:
             with self.parts["log"].trying():
                 self._record(step, reading)
-        if self.best_path is not None and reading is not None and self.parts["best checkpoint"].is_on:
+        if self.best_path is not None and self.parts["best checkpoint"].is_on:
             with self.parts["best checkpoint"].trying():
                 self._keep_best(reading, self.best_path)
         if self.book is not None and self.parts["rules"].is_on:
@@ -255,22 +264,25 @@ class WatchingCallback(TrainerCallback):
             if self.book is not None:
                 self.book.forget(("natural_gain", "gain_over_null"))
 
-    def _keep_best(self, reading: Reading, path: Path) -> None:
-        """Save the weights where success is higher than at the last saved ones, by more than its own error."""
-        if getattr(self.trainer.args, "world_size", 1) > 1 or not reading.success - reading.success_error > self._best:
+    def _keep_best(self, reading: Reading | None, path: Path) -> None:
+        """Save the weights where success is higher than at the last saved ones, by more than its own error: the probe set's if there is one."""
+        if self.probe is not None:
+            success, error = (math.nan, math.nan) if self._probed is None else self._probed.series()["success_change"]
+        else:
+            success, error = (math.nan, math.nan) if reading is None else (reading.success, reading.success_error)
+        if getattr(self.trainer.args, "world_size", 1) > 1 or not success - error > self._best:
             return
-        self._best = reading.success
+        self._best = success
         self.trainer.save_model(str(path))
 
-    def _probe(self, probe: ProbeSet, step: int) -> None:
-        result = probe.maybe(self.trainer, step)
+    def _take(self, result: ProbeResult | None, step: int) -> None:
+        """Store a probe, and keep it for the rules."""
         if result is None:
             return
         self._probed = result
         for row in result.rows:
             self.recorder.add("training_probes", row)
-            names = ("success", "natural_gain", "gain_over_null", "pooled_alignment")
-            log_metrics(self.trainer, {f"probe/{row['teacher']}/{name}": row[name] for name in names})
+            log_metrics(self.trainer, {f"probe/{row['teacher']}/{name}": row[name] for name in (*PROBED, "pooled_alignment")})
 
     def _record(self, step: int, reading: Reading) -> None:
         if reading.num_rollouts == 0:

@@ -1,7 +1,8 @@
 """A fixed set of questions that the live student is measured on now and then, by the same screening and targeted rollouts as any diagnosis.
 
 A probe is a diagnosis with the student's weights of the moment: questions, seeds and teachers are the same each time, so that probes differ by the
-student alone. Each is a run directory of its own, which `opdscope summary` and `opdscope report` read.
+student alone, and its change of success since the first probe is a paired difference, which needs far fewer rollouts than two success rates do. Each
+is a run directory of its own, which `opdscope summary` and `opdscope report` read.
 """
 
 import shutil
@@ -12,13 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import norm
 
 from opdscope.config import Config, load_config
+from opdscope.core.aggregation import Estimate, clustered_mean
 from opdscope.errors import TrainingError
 from opdscope.pipeline import diagnose, screen
+from opdscope.store import open_run
 from opdscope.summary import summarize
+from opdscope.summary.teachers import question_success
 from opdscope.training.guard import logger, undisturbed
+
+PROBED = ("success", "success_change", "natural_gain", "gain_over_null", "advantage")
+"""What a probe measures with an interval, in the order of the table `training_probes`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,7 @@ class ProbeResult:
     def series(self) -> dict[str, tuple[float, float]]:
         """Mean and standard error of the best teacher's numbers, by name."""
         best = self.rows[0]
-        names = ("success", "natural_gain", "gain_over_null")
-        return {name: (best[name], (best[f"{name}_high"] - best[f"{name}_low"]) / 2 / self.z) for name in names}
+        return {name: (best[name], (best[f"{name}_high"] - best[f"{name}_low"]) / 2 / self.z) for name in PROBED}
 
 
 @dataclass
@@ -50,12 +57,13 @@ class ProbeSet:
     budget: float = 0.1
     """Most of the whole time that probes may take; a probe that would go beyond it waits."""
     targeted: bool = False
-    """With targeted rollouts, not only screening."""
+    """With targeted rollouts, not only screening: dearer, and it sees what a teacher wants and the student hardly ever says."""
     seconds: float = 0.0
     """Spent so far."""
     _longest: float = 0.0
     _due: bool = False
     _started: float | None = field(default=None)
+    _first: dict[str, float] = field(default_factory=dict[str, float])
 
     def check(self, trainer: Any) -> None:
         """Refuse what cannot work, before training.
@@ -70,15 +78,27 @@ class ProbeSet:
             raise TrainingError("the trainer has no processing_class, which a probe needs; give it the tokenizer")
         load_config(self.config)
 
+    def begin(self, trainer: Any, step: int) -> ProbeResult | None:
+        """Measure the student before it is trained: what later probes are held against, and what they may cost. Nothing on a run that goes on."""
+        self._started = time.perf_counter()
+        before = self._place(0)
+        if step > 0 and before.is_dir():
+            self._first = question_success(open_run(before).tables())
+            return None
+        return self._measure(trainer, step)
+
     def maybe(self, trainer: Any, step: int) -> ProbeResult | None:
         """Probe if it is time and the budget allows; the trainer's randomness and training flags stay as they are."""
         now = time.perf_counter()
-        self._started = now if self._started is None else self._started
         self._due = self._due or step % self.every == 0
-        # the first one is the measure of what the next ones cost
-        if not self._due or (self._longest and self.seconds + self._longest > self.budget * (now - self._started + self._longest)):
+        elapsed = 0.0 if self._started is None else now - self._started
+        if not self._due or (self._longest and self.seconds + self._longest > self.budget * (elapsed + self._longest)):
             return None
         self._due = False
+        return self._measure(trainer, step)
+
+    def _measure(self, trainer: Any, step: int) -> ProbeResult:
+        now = time.perf_counter()
         with undisturbed(trainer.model):
             result = self._run(trainer, step)
         spent = time.perf_counter() - now
@@ -86,27 +106,37 @@ class ProbeSet:
         logger.info("opdscope: the probe at step %d took %.1f s", step, spent)
         return result
 
+    def _place(self, step: int) -> Path:
+        return Path(self.run_dir) / f"step-{step:07d}"
+
     def _run(self, trainer: Any, step: int) -> ProbeResult:
         started = time.perf_counter()
-        target = Path(self.run_dir) / f"step-{step:07d}"
+        target = self._place(step)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session that went back to a checkpoint
         with tempfile.TemporaryDirectory(prefix="opdscope-probe-") as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
             config = load_config(self.config, [f"student.model_name_or_path={folder}"])
             run = (diagnose if self.targeted else screen)(config, run_dir=target)
-            data = summarize(run.tables(), run.config).data
+            tables = run.tables()
+        data, level = summarize(tables, run.config).data, run.config.analysis.confidence
+        change = self._change(question_success(tables), level)
         seconds = time.perf_counter() - started
-        rows = tuple(
-            _row(teacher, data["student"]["success"], step, seconds, target) for teacher in data["teachers"] if not teacher["is_null"]
-        )
-        return ProbeResult(rows, float(norm.ppf(0.5 + run.config.analysis.confidence / 2)))
+        student = {"success": data["student"]["success"], "success_change": vars(change)}
+        rows = tuple(_row(teacher, student, step, seconds, target) for teacher in data["teachers"] if not teacher["is_null"])
+        return ProbeResult(rows, float(norm.ppf(0.5 + level / 2)))
+
+    def _change(self, success: dict[str, float], level: float) -> Estimate:
+        """Against the first probe, by question; exactly zero at the first one."""
+        self._first = self._first or success
+        return clustered_mean(np.array([success[name] - self._first.get(name, float("nan")) for name in success]), level)
 
 
-def _row(teacher: Mapping[str, Any], success: Mapping[str, Any], step: int, seconds: float, run: Path) -> dict[str, Any]:
+def _row(teacher: Mapping[str, Any], student: Mapping[str, Any], step: int, seconds: float, run: Path) -> dict[str, Any]:
     targeted = (teacher.get("targeted") or {}).get("all")
-    estimates = {"success": success, "natural_gain": teacher["natural_gain"], "gain_over_null": teacher["gain_over_null"]}
-    numbers = {f"{name}{suffix}": _number(estimate[key]) for name, estimate in estimates.items() for suffix, key in _COLUMNS}
+    advantage = targeted["advantage"] if targeted else dict.fromkeys(("value", "low", "high"))
+    estimates = {**student, "natural_gain": teacher["natural_gain"], "gain_over_null": teacher["gain_over_null"], "advantage": advantage}
+    numbers = {f"{name}{suffix}": _number(estimates[name][key]) for name in PROBED for suffix, key in _COLUMNS}
     alignment = _number(targeted["pooled_alignment"]["value"]) if targeted else float("nan")
     return {"step": step, "teacher": teacher["name"], **numbers, "pooled_alignment": alignment, "seconds": seconds, "run": str(run)}
 

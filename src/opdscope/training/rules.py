@@ -12,11 +12,14 @@ from scipy.stats import norm
 from opdscope.errors import TrainingError
 
 SERIES = ("success", "natural_gain", "gain_over_null")
-"""What conditions are about, from the free monitor; `probe.` before a name means the probe set's."""
+"""What conditions are about, from the free monitor."""
 
 _SeriesName = Literal[
-    "success", "natural_gain", "gain_over_null", "probe.success", "probe.natural_gain", "probe.gain_over_null"
+    "success", "natural_gain", "gain_over_null",
+    "probe.success", "probe.success_change", "probe.natural_gain", "probe.gain_over_null", "probe.advantage",
 ]  # fmt: skip
+"""Those and the probe set's: `success_change` is against the student before training, paired question by question; `advantage` is the teacher
+advantage of a token (docs/metrics.md)."""
 
 
 class _Strict(BaseModel):
@@ -125,6 +128,8 @@ class Situation:
     """Whether responses are verified."""
     probe_every: int | None
     """Steps between probes; None without a probe set."""
+    has_targeted_probe: bool
+    """Whether probes make targeted rollouts."""
     can_weigh: bool
     """Whether the trainer has a distillation weight."""
     distillation_weight: float
@@ -176,13 +181,15 @@ def _never_seen(rule: Rule, config: RulesConfig, situation: Situation) -> str | 
     probed = rule.series.startswith("probe.")
     if probed and situation.probe_every is None:
         return f"{rule.series} needs a probe set, and there is none"
+    if rule.series == "probe.advantage" and not situation.has_targeted_probe:
+        return "probe.advantage needs targeted rollouts; give the probe set targeted=True"
     if not probed and not situation.has_monitor:
         return f"{rule.series} needs a trainer that shows its rollouts, such as MonitoredDistillationTrainer"
     if not probed and not situation.has_outcomes:
         return f"{rule.series} needs outcomes, and the trainer has no reward function"
     interval = max(config.every, situation.probe_every or 0) if probed else config.every
     first = 0.0 if probed or not situation.rollouts_per_step else config.least_rollouts / situation.rollouts_per_step
-    evaluations = int((situation.max_steps - first) // interval)
+    evaluations = int((situation.max_steps - first) // interval) + probed  # a probe set is looked at before the first step too
     if evaluations < rule.evaluations:
         return (
             f"it wants {rule.evaluations} evaluations, one every {interval} steps, and the {situation.max_steps} steps of this run "
@@ -192,6 +199,9 @@ def _never_seen(rule: Rule, config: RulesConfig, situation: Situation) -> str | 
 
 
 def _never_true(rule: Rule) -> str | None:
+    if rule.series == "probe.success_change":
+        level = rule.below if rule.below is not None else None if rule.above is None else -rule.above
+        return None if level is None or level > -1 else "a success rate changes by less than 1"
     if not rule.series.endswith("success"):
         return None
     if rule.below is not None and rule.below <= 0:

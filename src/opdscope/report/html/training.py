@@ -16,6 +16,8 @@ _SERIES = {
     "gain_over_null": "gain over the null (the student sharpened or flattened) of a response",
 }
 """Those with intervals, and their titles."""
+_PROBED = ("success_change", "advantage")
+"""What a probe has besides."""
 _TRENDS = {"reverse_kl": "reverse KL, nats a response", "entropy": "entropy, nats a token", "length": "length, tokens"}
 
 
@@ -45,7 +47,7 @@ def training_view(tables: Mapping[str, pa.Table], name: str, confidence: float) 
             {
                 "step": row["step"],
                 "teacher": row["teacher"],
-                **{key: {"value": row[key], "low": row[f"{key}_low"], "high": row[f"{key}_high"]} for key in _SERIES},
+                **{key: {"value": row[key], "low": row[f"{key}_low"], "high": row[f"{key}_high"]} for key in (*_SERIES, *_PROBED)},
             }
             for row in tables["training_probes"].to_pylist()
         ],
