@@ -19,7 +19,7 @@ def book(**changes: Any) -> RuleBook:
 def situation(**changes: Any) -> Situation:
     usual: dict[str, Any] = {
         "max_steps": 100, "rollouts_per_step": 32, "has_monitor": True, "has_outcomes": True, "probe_every": None,
-        "has_targeted_probe": False, "can_weigh": True,
+        "probes": ("gains", "gains"), "can_weigh": True,
         "distillation_weight": 1.0, "num_contexts": 1, "num_objectives": 1,
     }  # fmt: skip
     return Situation(**{**usual, **changes})
@@ -82,7 +82,16 @@ def test_forgetting_a_series_starts_its_rules_anew():
     ("rule", "run", "message"),
     [
         ({"series": "probe.success", "falls_by": 0.1, "below": None}, {}, "probe.success needs a probe set, and there is none"),
-        ({"series": "probe.advantage"}, {"probe_every": 10}, "probe.advantage needs targeted rollouts; give the probe set targeted=True"),
+        (
+            {"series": "probe.advantage"},
+            {"probe_every": 10},
+            "probe.advantage needs probes that measure 'targeted', and these measure 'gains'",
+        ),
+        (
+            {"series": "probe.natural_gain", "evaluations": 2},
+            {"probe_every": 10, "probes": ("targeted", "success")},
+            "it wants 2 evaluations, and 1 probes of this run measure probe.natural_gain",
+        ),
         ({"series": "probe.success_change", "below": -1.0}, {"probe_every": 10}, "a success rate changes by less than 1"),
         ({}, {"has_monitor": False}, "needs a trainer that shows its rollouts"),
         ({}, {"has_outcomes": False}, "needs outcomes, and the trainer has no reward function"),

@@ -286,7 +286,13 @@ def test_a_teacher_whose_gain_is_negative_changes_no_weight_and_the_first_ones_a
     flattened = {**PROBE, "teachers": [{"name": "unrelated", "privileged_context": "unrelated_solution"}, *PROBE["teachers"]]}
     run = trainer(tmp_path, 3)
     rule = {"name": "it harms", "series": "probe.advantage", "below": 2.0, "evaluations": 1, "then": {"action": "stop"}}
-    probe = ProbeSet({**flattened, "targeted": {"paths_per_outcome": 1, "nodes_per_path": 2}}, tmp_path / "probes", every=1, targeted=True)
+    probe = ProbeSet(
+        {**flattened, "targeted": {"paths_per_outcome": 1, "nodes_per_path": 2}},
+        tmp_path / "probes",
+        every=1,
+        measure="success",
+        measure_first="targeted",
+    )
     watch(run, tmp_path / "log", rules={"every": 1, "rules": [rule]}, probe=probe)
     run.train()
     assert run.state.global_step == 1
@@ -296,7 +302,7 @@ def test_a_teacher_whose_gain_is_negative_changes_no_weight_and_the_first_ones_a
         assert name not in kept or torch.equal(parameter, kept[name])
     row = open_training_log(tmp_path / "log").table("training_probes").to_pylist()[0]
     assert row["advantage_low"] < row["advantage"] < row["advantage_high"]
-    with pytest.raises(TrainingError, match=r"probe.advantage needs targeted rollouts; give the probe set targeted=True"):
+    with pytest.raises(TrainingError, match=r"probe.advantage needs probes that measure 'targeted', and these measure 'gains'"):
         watch(run, tmp_path / "log", rules={"rules": [rule]}, probe=ProbeSet(PROBE, tmp_path / "probes", every=1))
 
 

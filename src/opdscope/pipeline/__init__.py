@@ -1,8 +1,8 @@
 """The stages in order, each one resumable: rollouts → contexts → screening → nodes → continuations."""
 
 from opdscope.pipeline.checks import CheckReport, check
-from opdscope.pipeline.diagnosis import diagnose, screen
+from opdscope.pipeline.diagnosis import diagnose, roll_out, screen
 from opdscope.pipeline.plan import Plan, make_plan
 from opdscope.pipeline.watching import Silent, Watcher
 
-__all__ = ["CheckReport", "Plan", "Silent", "Watcher", "check", "diagnose", "make_plan", "screen"]
+__all__ = ["CheckReport", "Plan", "Silent", "Watcher", "check", "diagnose", "make_plan", "roll_out", "screen"]

@@ -1,4 +1,4 @@
-"""The main job: screen() from ordinary rollouts, diagnose() with targeted rollouts on top. Both resume."""
+"""The main job: roll_out() alone, screen() from ordinary rollouts, diagnose() with targeted rollouts on top. All resume."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +21,19 @@ from opdscope.store import Run, start_run
 from opdscope.tasks import VerifierPool, load_task
 
 ConfigSource = str | Path | Mapping[str, Any] | Config
+
+
+def roll_out(
+    config: ConfigSource, *, run_dir: str | Path | None = None, overrides: Sequence[str] = (), watcher: Watcher | None = None
+) -> Run:
+    """The student's ordinary rollouts and their outcomes alone; no teacher is asked. Of a run with several looks, those of the first one.
+
+    Arguments, return value and errors are those of :func:`screen`, which goes on from it with the same configuration.
+    """
+    with _experiment(config, run_dir, overrides, watcher) as experiment:
+        store_questions(experiment)
+        sample_rollouts(experiment, next(looks(experiment)))
+        return experiment.run
 
 
 def screen(

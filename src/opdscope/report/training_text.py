@@ -107,7 +107,7 @@ def _probes(probes: Sequence[Mapping[str, Any]], confidence: float) -> Table:
         table.add_column(column, justify="left" if column == "teacher" else "right")
     for row in probes:
         ends = [_between(row, name, signed=name != "success") for name in shown]
-        table.add_row(str(row["step"]), escape(row["teacher"]), *ends, _number(row["pooled_alignment"]), f"{row['seconds']:.1f}")
+        table.add_row(str(row["step"]), escape(row["teacher"]) or "—", *ends, _number(row["pooled_alignment"]), f"{row['seconds']:.1f}")
     return table
 
 

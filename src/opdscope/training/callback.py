@@ -160,7 +160,7 @@ class WatchingCallback(TrainerCallback):
             has_monitor=hasattr(self.trainer, "observers"),
             has_outcomes=getattr(self.trainer, "has_outcomes", False),
             probe_every=None if self.probe is None else self.probe.every,
-            has_targeted_probe=self.probe is not None and self.probe.targeted,
+            probes=("gains", "gains") if self.probe is None else (self.probe.first, self.probe.measure),
             can_weigh=steering.can_weigh,
             distillation_weight=steering.weight,
             num_contexts=len([name for name in steering.contexts if name != steering.context]),

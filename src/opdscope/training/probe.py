@@ -8,10 +8,10 @@ is a run directory of its own, which `opdscope summary` and `opdscope report` re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import norm
@@ -19,11 +19,16 @@ from scipy.stats import norm
 from opdscope.config import Config, load_config
 from opdscope.core.aggregation import Estimate, clustered_mean
 from opdscope.errors import TrainingError
-from opdscope.pipeline import diagnose, screen
-from opdscope.store import open_run
+from opdscope.pipeline import diagnose, roll_out, screen
+from opdscope.store import Run, open_run
 from opdscope.summary import summarize
 from opdscope.summary.teachers import question_success
 from opdscope.training.guard import logger, undisturbed
+
+Measure = Literal["success", "gains", "targeted"]
+"""How deep a probe looks: the student's rollouts alone, screening on top, targeted rollouts on top of both. Each costs several times as much."""
+
+_RUN: dict[Measure, Callable[..., Run]] = {"success": roll_out, "gains": screen, "targeted": diagnose}
 
 PROBED = ("success", "success_change", "natural_gain", "gain_over_null", "advantage")
 """What a probe measures with an interval, in the order of the table `training_probes`."""
@@ -34,7 +39,7 @@ class ProbeResult:
     """What one probe says."""
 
     rows: tuple[dict[str, Any], ...]
-    """Of the table `training_probes`, teachers ranked."""
+    """Of the table `training_probes`, teachers ranked; one without a teacher where only success is measured."""
     z: float
     """Half width of an interval in standard errors."""
 
@@ -56,11 +61,13 @@ class ProbeSet:
     """Optimizer steps between probes, if the budget allows."""
     budget: float = 0.1
     """Most of the whole time that probes may take; a probe that would go beyond it waits."""
-    targeted: bool = False
-    """With targeted rollouts, not only screening: dearer, and it sees what a teacher wants and the student hardly ever says."""
+    measure: Measure = "gains"
+    """Of each probe but the first."""
+    measure_first: Measure | None = None
+    """Of the probe before training; None: like the others. Targeted rollouts see what a teacher wants and the student hardly ever says."""
     seconds: float = 0.0
     """Spent so far."""
-    _longest: float = 0.0
+    _cost: dict[Measure, float] = field(default_factory=dict[Measure, float])
     _due: bool = False
     _started: float | None = field(default=None)
     _first: dict[str, float] = field(default_factory=dict[str, float])
@@ -76,7 +83,15 @@ class ProbeSet:
             raise TrainingError(f"a probe set wants every >= 1 and 0 < budget <= 1, found {self.every} and {self.budget}")
         if getattr(trainer, "processing_class", None) is None:
             raise TrainingError("the trainer has no processing_class, which a probe needs; give it the tokenizer")
+        for measure in (self.measure, self.first):
+            if measure not in _RUN:
+                raise TrainingError(f"a probe set measures {', '.join(_RUN)}, found {measure!r}")
         load_config(self.config)
+
+    @property
+    def first(self) -> Measure:
+        """Of the probe before training."""
+        return self.measure_first or self.measure
 
     def begin(self, trainer: Any, step: int) -> ProbeResult | None:
         """Measure the student before it is trained: what later probes are held against, and what they may cost. Nothing on a run that goes on."""
@@ -85,31 +100,32 @@ class ProbeSet:
         if step > 0 and before.is_dir():
             self._first = question_success(open_run(before).tables())
             return None
-        return self._measure(trainer, step)
+        return self._take(trainer, step, self.first)
 
     def maybe(self, trainer: Any, step: int) -> ProbeResult | None:
         """Probe if it is time and the budget allows; the trainer's randomness and training flags stay as they are."""
         now = time.perf_counter()
         self._due = self._due or step % self.every == 0
         elapsed = 0.0 if self._started is None else now - self._started
-        if not self._due or (self._longest and self.seconds + self._longest > self.budget * (elapsed + self._longest)):
+        cost = self._cost.get(self.measure, 0.0)  # the first one of its kind is the measure of what the next ones cost
+        if not self._due or (cost and self.seconds + cost > self.budget * (elapsed + cost)):
             return None
         self._due = False
-        return self._measure(trainer, step)
+        return self._take(trainer, step, self.measure)
 
-    def _measure(self, trainer: Any, step: int) -> ProbeResult:
+    def _take(self, trainer: Any, step: int, measure: Measure) -> ProbeResult:
         now = time.perf_counter()
         with undisturbed(trainer.model):
-            result = self._run(trainer, step)
+            result = self._run(trainer, step, measure)
         spent = time.perf_counter() - now
-        self.seconds, self._longest = self.seconds + spent, max(self._longest, spent)
+        self.seconds, self._cost[measure] = self.seconds + spent, max(self._cost.get(measure, 0.0), spent)
         logger.info("opdscope: the probe at step %d took %.1f s", step, spent)
         return result
 
     def _place(self, step: int) -> Path:
         return Path(self.run_dir) / f"step-{step:07d}"
 
-    def _run(self, trainer: Any, step: int) -> ProbeResult:
+    def _run(self, trainer: Any, step: int, measure: Measure) -> ProbeResult:
         started = time.perf_counter()
         target = self._place(step)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session that went back to a checkpoint
@@ -117,14 +133,14 @@ class ProbeSet:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
             config = load_config(self.config, [f"student.model_name_or_path={folder}"])
-            run = (diagnose if self.targeted else screen)(config, run_dir=target)
+            run = _RUN[measure](config, run_dir=target)
             tables = run.tables()
-        data, level = summarize(tables, run.config).data, run.config.analysis.confidence
-        change = self._change(question_success(tables), level)
-        seconds = time.perf_counter() - started
-        student = {"success": data["student"]["success"], "success_change": vars(change)}
-        rows = tuple(_row(teacher, student, step, seconds, target) for teacher in data["teachers"] if not teacher["is_null"])
-        return ProbeResult(rows, float(norm.ppf(0.5 + level / 2)))
+        success, level = question_success(tables), run.config.analysis.confidence
+        student = {"success": clustered_mean(np.array(list(success.values())), level), "success_change": self._change(success, level)}
+        teachers = [_SILENT] if measure == "success" else [t for t in summarize(tables, run.config).data["teachers"] if not t["is_null"]]
+        numbers = {name: {key: getattr(estimate, key) for _, key in _COLUMNS} for name, estimate in student.items()}
+        stamp = {"step": step, "seconds": time.perf_counter() - started, "run": str(target)}
+        return ProbeResult(tuple({**_row(teacher, numbers), **stamp} for teacher in teachers), float(norm.ppf(0.5 + level / 2)))
 
     def _change(self, success: dict[str, float], level: float) -> Estimate:
         """Against the first probe, by question; exactly zero at the first one."""
@@ -132,13 +148,18 @@ class ProbeSet:
         return clustered_mean(np.array([success[name] - self._first.get(name, float("nan")) for name in success]), level)
 
 
-def _row(teacher: Mapping[str, Any], student: Mapping[str, Any], step: int, seconds: float, run: Path) -> dict[str, Any]:
+_NOTHING = dict.fromkeys(("value", "low", "high"))
+_SILENT: Mapping[str, Any] = {"name": "", "natural_gain": _NOTHING, "gain_over_null": _NOTHING}
+"""In the place of a teacher where none was asked."""
+
+
+def _row(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, Any]:
     targeted = (teacher.get("targeted") or {}).get("all")
-    advantage = targeted["advantage"] if targeted else dict.fromkeys(("value", "low", "high"))
+    advantage = targeted["advantage"] if targeted else _NOTHING
     estimates = {**student, "natural_gain": teacher["natural_gain"], "gain_over_null": teacher["gain_over_null"], "advantage": advantage}
     numbers = {f"{name}{suffix}": _number(estimates[name][key]) for name in PROBED for suffix, key in _COLUMNS}
     alignment = _number(targeted["pooled_alignment"]["value"]) if targeted else float("nan")
-    return {"step": step, "teacher": teacher["name"], **numbers, "pooled_alignment": alignment, "seconds": seconds, "run": str(run)}
+    return {"teacher": teacher["name"], **numbers, "pooled_alignment": alignment}
 
 
 _COLUMNS = (("", "value"), ("_low", "low"), ("_high", "high"))

@@ -128,8 +128,8 @@ class Situation:
     """Whether responses are verified."""
     probe_every: int | None
     """Steps between probes; None without a probe set."""
-    has_targeted_probe: bool
-    """Whether probes make targeted rollouts."""
+    probes: tuple[str, str]
+    """What the first probe measures, and the others (:data:`opdscope.training.probe.Measure`)."""
     can_weigh: bool
     """Whether the trainer has a distillation weight."""
     distillation_weight: float
@@ -181,21 +181,42 @@ def _never_seen(rule: Rule, config: RulesConfig, situation: Situation) -> str | 
     probed = rule.series.startswith("probe.")
     if probed and situation.probe_every is None:
         return f"{rule.series} needs a probe set, and there is none"
-    if rule.series == "probe.advantage" and not situation.has_targeted_probe:
-        return "probe.advantage needs targeted rollouts; give the probe set targeted=True"
-    if not probed and not situation.has_monitor:
+    if probed:
+        return _never_probed(rule, config, situation)
+    if not situation.has_monitor:
         return f"{rule.series} needs a trainer that shows its rollouts, such as MonitoredDistillationTrainer"
-    if not probed and not situation.has_outcomes:
+    if not situation.has_outcomes:
         return f"{rule.series} needs outcomes, and the trainer has no reward function"
-    interval = max(config.every, situation.probe_every or 0) if probed else config.every
-    first = 0.0 if probed or not situation.rollouts_per_step else config.least_rollouts / situation.rollouts_per_step
-    evaluations = int((situation.max_steps - first) // interval) + probed  # a probe set is looked at before the first step too
+    first = config.least_rollouts / situation.rollouts_per_step if situation.rollouts_per_step else 0.0
+    evaluations = int((situation.max_steps - first) // config.every)
     if evaluations < rule.evaluations:
         return (
-            f"it wants {rule.evaluations} evaluations, one every {interval} steps, and the {situation.max_steps} steps of this run "
+            f"it wants {rule.evaluations} evaluations, one every {config.every} steps, and the {situation.max_steps} steps of this run "
             f"leave {max(evaluations, 0)}"
         )
     return None
+
+
+_SHOWS = {
+    "success": {"success", "success_change"},
+    "gains": {"success", "success_change", "natural_gain", "gain_over_null"},
+    "targeted": {"success", "success_change", "natural_gain", "gain_over_null", "advantage"},
+}
+"""Series of a probe by what it measures."""
+
+
+def _never_probed(rule: Rule, config: RulesConfig, situation: Situation) -> str | None:
+    """Because no probe, or too few of them, measure its series."""
+    name = rule.series.removeprefix("probe.")
+    first, others = (name in _SHOWS[measure] for measure in situation.probes)
+    interval = max(config.every, situation.probe_every or 0)
+    probes = int(first) + int(others) * (situation.max_steps // interval)
+    if probes >= rule.evaluations:
+        return None
+    if not first and not others:
+        least = next(measure for measure, shown in _SHOWS.items() if name in shown)
+        return f"{rule.series} needs probes that measure {least!r}, and these measure {situation.probes[1]!r}"
+    return f"it wants {rule.evaluations} evaluations, and {probes} probes of this run measure {rule.series}"
 
 
 def _never_true(rule: Rule) -> str | None:
