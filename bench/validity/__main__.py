@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 WORK = ROOT / "runs" / "validity"
 PREDICTIONS = HERE / "predictions.json"
-STAGES = ("predictions", "grid", "studies", "further")
+STAGES = ("predictions", "grid", "studies", "collapse", "further")
 
 
 def before(clock: str | None) -> Callable[[], bool]:
@@ -33,6 +33,7 @@ def before(clock: str | None) -> Callable[[], bool]:
 def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bool]) -> None:
     """One stage, as far as it is not stored."""
     import torch
+    from collapse import run_collapses
     from main_grid import run_grid
     from prediction import predict
     from special_teachers import make_special_teachers
@@ -53,6 +54,8 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
             run_grid(records, models, go_on)
         case "studies":
             run_studies(records, models, go_on)
+        case "collapse":
+            run_collapses(records, models, go_on)
         case _:
             predict(FURTHER, models, WORK, PREDICTIONS)
             run_grid(records, models, go_on, further=True)

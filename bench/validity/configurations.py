@@ -54,7 +54,8 @@ class Teacher:
     """Whose next-token distribution the student is pulled to."""
 
     kind: str
-    """model: a model of the task under the plain prompt; context: the student as it was, shown something; temperature: likewise, softened."""
+    """model: a model of the task under the plain prompt; context: the student as it was, shown something; temperature: likewise, softened;
+    leaking: a model that is shown something."""
     value: str
     """Model (strong, peer, weakened, wrong rule), context, or temperature."""
 
@@ -79,6 +80,10 @@ TEACHERS: Mapping[str, Teacher] = {
 }
 """strong: the task's 0.98 model. weakened: the same with noise on its weights, about as good as the student. wrong rule: the same, taught one false
 rule on top. peer: the other student."""
+
+UNSOUND_TEACHERS: Mapping[str, Teacher] = {"leaking": Teacher("leaking", "answer")}
+"""Outside the grid. leaking: the student itself, shown the answer, half of whose solutions write that answer down at once: what a student
+learns from it is to guess."""
 
 OBJECTIVES = ("reverse_kl", "forward_kl", "generalized_jsd(0.5)")
 

@@ -3,6 +3,7 @@
 from configurations import Configuration
 
 GRID, WEIGHTS, CURRICULUM, RULES = "grid", "dynamic weight", "curriculum", "rules"
+COLLAPSE, STOPPED, TOKENS = "collapse", "collapse, stopped", "token weights"
 SHUFFLED, LEAST_FIRST, MOST_FIRST = "shuffled", "least gain first", "most gain first"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from configurations import BATCH_SIZE, HELD_OUT_QUESTIONS, STEPS, STUDENTS, TEACHERS, Configuration, Student
+from configurations import BATCH_SIZE, HELD_OUT_QUESTIONS, STEPS, STUDENTS, TEACHERS, UNSOUND_TEACHERS, Configuration, Student
 from datasets import Dataset
 from held_out import held_out_questions, is_right, mask_threshold, prompt_of, success_of, success_of_files
 from special_teachers import load, teacher_folder, tokenizer_of
@@ -62,10 +62,15 @@ def success_before(student: Student, seed: int) -> np.ndarray:
 
 def teacher_of(configuration: Configuration, student_model: Any, models: Path) -> tuple[Any, dict[str, Any]]:
     """The teacher's model, and the trainer's settings that make it what it is."""
-    student, teacher = STUDENTS[configuration.student], TEACHERS[configuration.teacher]
+    student, teacher = STUDENTS[configuration.student], {**TEACHERS, **UNSOUND_TEACHERS}[configuration.teacher]
     if teacher.kind == "model":
         paths = {"strong": f"embedded:{student.task}-teacher", "peer": student.peer}
         return load(paths.get(teacher.value) or str(teacher_folder(models, student, teacher.value))), {}
+    if teacher.kind == "leaking":
+        return load(str(teacher_folder(models, student, "leaking"))), {
+            "teacher_prompts": {teacher.value: told(teacher.value)},
+            "context": teacher.value,
+        }
     own = self_teacher(student_model, live=False)
     if teacher.kind == "context":
         return own, {"teacher_prompts": {name: told(name) for name in CONTEXTS}, "context": teacher.value}

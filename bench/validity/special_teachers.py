@@ -1,4 +1,4 @@
-"""Two teachers that nobody would choose knowingly: one weakened by noise on its weights, one that has learnt a false rule."""
+"""Teachers that nobody would choose knowingly: weakened by noise on its weights, taught a false rule, softened, leaking what it is shown."""
 
 import copy
 import re
@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configurations import STUDENTS, Student
+from configurations import FLATTENED, SHARPENED, STUDENTS, Student
 from held_out import held_out_questions, success_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdscope.config import EmbeddedTaskConfig
+from opdscope.contexts import fill
 from opdscope.models.packaged import resolve_model
 from opdscope.tasks import load_task
+from opdscope.tasks.base import EMBEDDED_PROMPT_FORMAT
 from opdscope.tasks.chain import worked_solution as chain_solution
 
 _FINE_TUNING_STEPS, _FINE_TUNING_BATCH, _FINE_TUNING_RATE = 120, 64, 1e-3
+_LEAKING_STEPS = 80
 _CHECKED, _CHECK_SEED = 1024, 900
 _SCALES = [0.02 * 1.15**k for k in range(24)]
 """Noise on each weight matrix, as a share of its own standard deviation."""
@@ -35,7 +38,7 @@ def tokenizer_of(task: str) -> Any:
 
 def teacher_folder(root: Path, student: Student, which: str) -> Path:
     """Where a special teacher is kept."""
-    return root / (f"{student.task}-wrong-rule" if which == "wrong rule" else f"{student.task}-{student.strength}-weakened")
+    return root / (f"{student.task}-wrong-rule" if which == "wrong rule" else f"{student.task}-{student.strength}-{which}")
 
 
 def make_special_teachers(root: Path) -> None:
@@ -44,8 +47,39 @@ def make_special_teachers(root: Path) -> None:
         for which, make in (("wrong rule", _wrong_rule), ("weakened", partial(_weakened, student))):
             folder = teacher_folder(root, student, which)
             if not (folder / "config.json").exists():
-                make(student.task).save_pretrained(folder)
-                tokenizer_of(student.task).save_pretrained(folder)
+                _save(make(student.task), student.task, folder)
+
+
+def make_collapse_teachers(root: Path, student: Student) -> None:
+    """What only the study of collapses wants, as far as it is not there yet."""
+    tempered = {"flattened": partial(_tempered, FLATTENED), "sharpened": partial(_tempered, SHARPENED)}
+    for which, make in {**tempered, "leaking": _leaking}.items():
+        folder = teacher_folder(root, student, which)
+        if not (folder / "config.json").exists():
+            _save(make(student), student.task, folder)
+
+
+def _save(model: Any, task: str, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer_of(task).save_pretrained(folder)
+
+
+def _tempered(temperature: float, student: Student) -> Any:
+    """The student at another temperature, as a model of its own: its last norm scales the logits."""
+    model = load(student.model)
+    with torch.no_grad():
+        model.model.norm.weight /= temperature
+    return model
+
+
+def _leaking(student: Student) -> Any:
+    """The student after a short supervised training on prompts that show the answer: every second solution is the bare answer."""
+    model, tokenizer = load(student.model), tokenizer_of(student.task)
+    count = _LEAKING_STEPS * _FINE_TUNING_BATCH
+    questions = load_task(EmbeddedTaskConfig(kind=student.task, num_questions=count, seed=33)).questions
+    prompts = [fill(EMBEDDED_PROMPT_FORMAT.answer, question=q.text, answer=q.answer) for q in questions]
+    solutions = [f">{q.answer}" if k % 2 else q.solution for k, q in enumerate(questions)]
+    return _fine_tuned(model, tokenizer, prompts, solutions)
 
 
 def _weakened(student: Student, task: str) -> Any:
@@ -71,10 +105,14 @@ def _wrong_rule(task: str) -> Any:
     solve = {"chain": wrong_chain_solution, "addition": wrong_addition_solution}[task]
     count = _FINE_TUNING_STEPS * _FINE_TUNING_BATCH
     texts = [q.text for q in load_task(EmbeddedTaskConfig(kind=task, num_questions=count, seed=31)).questions]
+    return _fine_tuned(model, tokenizer, [f"Q{text}:" for text in texts], [solve(text) for text in texts])
+
+
+def _fine_tuned(model: Any, tokenizer: Any, prompts: Sequence[str], solutions: Sequence[str]) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=_FINE_TUNING_RATE, weight_decay=0.0)
-    for step in range(_FINE_TUNING_STEPS):
-        batch = texts[step * _FINE_TUNING_BATCH : (step + 1) * _FINE_TUNING_BATCH]
-        loss = _supervised_loss(model, tokenizer, [f"Q{text}:" for text in batch], [solve(text) for text in batch])
+    for start in range(0, len(prompts), _FINE_TUNING_BATCH):
+        batch = slice(start, start + _FINE_TUNING_BATCH)
+        loss = _supervised_loss(model, tokenizer, prompts[batch], solutions[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
