@@ -23,7 +23,7 @@ from opdscope.training.probe import PROBED, ProbeSet
 
 STEPS, BATCH, EVERY, _WARM_UP, _HALF_LIFE = 40, 256, 4, 8, 4.0
 """Optimizer steps, rollouts a step, steps between evaluations and probes, steps of warming up, half-life of the live series."""
-_PROBE_QUESTIONS, _PROBE_ROLLOUTS, _PROBE_SEED, PROBE_BUDGET = 512, 4, 555, 0.6
+_PROBE_QUESTIONS, _PROBE_ROLLOUTS, _PROBE_SEED = 512, 4, 555
 _RATE, _SEEDS = 1e-4, (0, 1, 2)
 
 
@@ -103,13 +103,13 @@ def _run(arm: Arm, seed: int, models: Path, *, acts: bool) -> dict[str, Any]:
             arm.configuration, _RATE, seed, models, folder, steps=STEPS, rows=rows, settings=settings, distillation_weight=arm.weight
         )
         trace = _Trace(student.name, seed)
-        if not acts:
+        if not acts and arm.name != HEALTHY:
             trainer.add_callback(trace)
         probe = ProbeSet(
             _probe(arm.configuration, models),
             Path(folder) / "probes",
             every=EVERY,
-            budget=PROBE_BUDGET,
+            budget=1.0,
             measure="success",
             measure_first="targeted",
         )
