@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 WORK = ROOT / "runs" / "validity"
 PREDICTIONS = HERE / "predictions.json"
-STAGES = ("predictions", "grid", "studies", "collapse", "further")
+STAGES = ("predictions", "grid", "studies", "collapse", "weights", "further")
 
 
 def before(clock: str | None) -> Callable[[], bool]:
@@ -38,6 +38,7 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     from prediction import predict
     from special_teachers import make_special_teachers
     from studies import run_studies
+    from token_weights import run_token_weights
     from transformers.utils import logging
 
     torch.set_num_threads(1)
@@ -54,6 +55,8 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
             run_grid(records, models, go_on)
         case "studies":
             run_studies(records, models, go_on)
+        case "weights":
+            run_token_weights(records, models, WORK, go_on)
         case "collapse":
             run_collapses(records, models, go_on)
         case _:
