@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 WORK = ROOT / "runs" / "validity"
 PREDICTIONS = HERE / "predictions.json"
-STAGES = ("predictions", "grid", "studies", "collapse", "weights", "further")
+REAL_PREDICTIONS = HERE / "real_model_predictions.json"
+STAGES = ("predictions", "grid", "studies", "collapse", "weights", "real", "further")
 
 
 def before(clock: str | None) -> Callable[[], bool]:
@@ -36,6 +37,7 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     from collapse import run_collapses
     from main_grid import run_grid
     from prediction import predict
+    from real_model import run_real_model
     from special_teachers import make_special_teachers
     from studies import run_studies
     from token_weights import run_token_weights
@@ -57,6 +59,8 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
             run_studies(records, models, go_on)
         case "weights":
             run_token_weights(records, models, WORK, go_on)
+        case "real":
+            run_real_model(records, WORK, REAL_PREDICTIONS, go_on)
         case "collapse":
             run_collapses(records, models, go_on)
         case _:

@@ -3,7 +3,7 @@
 from configurations import Configuration
 
 GRID, WEIGHTS, CURRICULUM, RULES = "grid", "dynamic weight", "curriculum", "rules"
-COLLAPSE, STOPPED, TOKENS = "collapse", "collapse, stopped", "token weights"
+COLLAPSE, STOPPED, TOKENS, REAL = "collapse", "collapse, stopped", "token weights", "real model"
 UNWEIGHTED, WEIGHTED = "no weights", "weights of a recipe"
 SHUFFLED, LEAST_FIRST, MOST_FIRST = "shuffled", "least gain first", "most gain first"
 

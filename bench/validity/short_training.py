@@ -85,11 +85,11 @@ def mask_of(configuration: Configuration) -> Callable[[ScoredRows], torch.Tensor
     return lambda rows: (rows.entropy > threshold).float()
 
 
-def arguments(folder: str, student: Student, learning_rate: float, seed: int, steps: int, **settings: Any) -> DistillationConfig:
+def arguments(folder: str, max_completion_length: int, learning_rate: float, seed: int, steps: int, **settings: Any) -> DistillationConfig:
     """TRL's settings: Adam at a constant rate, full softmax, nothing written."""
     defaults: dict[str, Any] = {
         "output_dir": folder, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": BATCH_SIZE,
-        "max_steps": steps, "max_completion_length": student.max_completion_length, "learning_rate": learning_rate,
+        "max_steps": steps, "max_completion_length": max_completion_length, "learning_rate": learning_rate,
         "lr_scheduler_type": "constant", "weight_decay": 0.0, "top_k": 0, "seed": seed, "report_to": [], "logging_strategy": "no",
         "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
@@ -118,7 +118,7 @@ def build_trainer(
         options["outcome_weights"] = {dropped: 0.0}
     options.setdefault("token_weights", mask_of(configuration))
     return MonitoredDistillationTrainer(
-        model=model, teacher_model=teacher, args=arguments(folder, student, learning_rate, seed, steps, **(settings or {})),
+        model=model, teacher_model=teacher, args=arguments(folder, student.max_completion_length, learning_rate, seed, steps, **(settings or {})),
         train_dataset=rows, processing_class=tokenizer_of(student.task), reward_func=right_answers, objective=configuration.objective,
         **{**options, **extra},
     )  # fmt: skip
