@@ -154,7 +154,7 @@ def _probe(configuration: Configuration, models: Path) -> Mapping[str, Any]:
     context = teacher.value if teacher.kind in ("context", "leaking") else "plain"
     return {
         "student": {"model_name_or_path": student.model},
-        "teachers": [{"name": configuration.teacher, "teacher_model_name_or_path": path, "privileged_context": context}],
+        "teachers": [{"name": "trained with", "teacher_model_name_or_path": path, "privileged_context": context}],
         "task": {"kind": student.task, "num_questions": _PROBE_QUESTIONS, "seed": _PROBE_SEED}, "objectives": [configuration.objective],
         "rollouts": {"num_rollouts": _PROBE_ROLLOUTS, "num_demonstrations": 0, "max_completion_length": student.max_completion_length},
         "targeted": {"paths_per_outcome": 1, "nodes_per_path": 3, "continuations_per_node": 12},
