@@ -21,7 +21,7 @@ from opdscope.store import TrainingLog
 from opdscope.training.callback import watch
 from opdscope.training.probe import PROBED, ProbeSet
 
-STEPS, BATCH, EVERY, _WARM_UP, _HALF_LIFE = 40, 256, 4, 8, 4.0
+STEPS, BATCH, EVERY, _WARM_UP, _HALF_LIFE = 32, 256, 4, 8, 4.0
 """Optimizer steps, rollouts a step, steps between evaluations and probes, steps of warming up, half-life of the live series."""
 _PROBE_QUESTIONS, _PROBE_ROLLOUTS, _PROBE_SEED = 512, 4, 555
 _RATE, _SEEDS = 1e-4, (0, 1, 2)
