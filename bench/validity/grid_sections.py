@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from configurations import EXCESSIVE, SEEDS, STEP_SIZES, STUDENTS
+from configurations import EXCESSIVE, GENTLE, SEEDS, STEP_SIZES, STUDENTS
 from correlation import CONFIDENCE, clustered_spearman, paired_advantage, sign_agreement, spearman
 from outcomes_table import PREDICTIONS, RIVALS, Row, columns, read_rows
 from page import Section, fixed
@@ -18,7 +18,7 @@ _BEST = "targeted pooled alignment"
 
 def grid_sections(records: Records, predictions: Mapping[str, Any], num_resamples: int = 1000) -> list[Section]:
     """All sections, at every step size that has runs."""
-    by_size = {size: read_rows(records, predictions, size) for size in (*STEP_SIZES, EXCESSIVE)}
+    by_size = {size: read_rows(records, predictions, size) for size in (GENTLE, *STEP_SIZES, EXCESSIVE)}
     by_size = {size: rows for size, rows in by_size.items() if len(rows) >= 8}
     if not by_size:
         return []

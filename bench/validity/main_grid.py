@@ -10,15 +10,22 @@ from configurations import (
     EXCESSIVE,
     EXCESSIVE_RATE,
     FURTHER,
+    GENTLE,
+    GENTLE_BATCH,
+    GENTLE_RATE,
+    GENTLE_WARM_UP,
+    HELD_OUT_QUESTIONS,
     SEEDS,
     STEP_SIZES,
+    STEPS,
     STUDENTS,
     TOO_FAST,
     Configuration,
 )
+from held_out import held_out_questions
 from record_names import GRID, grid_key
 from run_records import Records
-from short_training import train_once
+from short_training import train_once, training_rows
 
 
 def ordered(configurations: Sequence[Configuration]) -> list[Configuration]:
@@ -46,6 +53,25 @@ def run_grid(records: Records, models: Path, go_on: Callable[[], bool], further:
                 return
             found = train_once(configuration, learning_rate, seed, models)
             records.add(GRID, key, {**_labels(configuration), "step_size": step_size, "seed": seed, **found})
+            print(f"{key}: {found['change']:+.3f} in {found['training_seconds']:.0f} s", flush=True)
+
+
+def run_gentle(records: Records, models: Path, go_on: Callable[[], bool]) -> None:
+    """The main configurations with less noise, seed by seed, until `go_on` says no."""
+    for seed in SEEDS:
+        for configuration in ordered(CONFIGURATIONS):
+            key = grid_key(configuration, GENTLE, seed)
+            if key in records:
+                continue
+            if not go_on():
+                return
+            task = STUDENTS[configuration.student].task
+            rows = training_rows(task, seed, STEPS * GENTLE_BATCH, held_out_questions(task, seed, HELD_OUT_QUESTIONS))
+            settings = {
+                "per_device_train_batch_size": GENTLE_BATCH, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": GENTLE_WARM_UP,
+            }  # fmt: skip
+            found = train_once(configuration, GENTLE_RATE, seed, models, rows=rows, settings=settings)
+            records.add(GRID, key, {**_labels(configuration), "step_size": GENTLE, "seed": seed, **found})
             print(f"{key}: {found['change']:+.3f} in {found['training_seconds']:.0f} s", flush=True)
 
 
