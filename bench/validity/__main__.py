@@ -84,7 +84,7 @@ def main() -> None:
         run_stage(stage, records, WORK / "models", before(options.until))
     from validity_page import write_page
 
-    write_page(records, PREDICTIONS, ROOT)
+    write_page(records, PREDICTIONS, REAL_PREDICTIONS, ROOT)
 
 
 if __name__ == "__main__":

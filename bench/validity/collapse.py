@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from configurations import HELD_OUT_QUESTIONS, STUDENTS, TEACHERS, UNSOUND_TEACHERS, Configuration
 from held_out import held_out_questions, success_of, success_of_files
-from record_names import COLLAPSE, STOPPED
+from record_names import COLLAPSE, HEALTHY, STOPPED
 from replay import CAUTIOUS
 from run_records import Records
 from short_training import build_trainer, realised, success_before, training_rows
@@ -39,9 +39,6 @@ class Arm:
     def key(self, study: str, seed: int) -> str:
         """Of its record."""
         return f"{study} | {self.configuration.name} | {self.name} | {seed}"
-
-
-HEALTHY = "healthy"
 
 
 def _arms() -> list[Arm]:

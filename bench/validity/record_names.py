@@ -4,6 +4,7 @@ from configurations import Configuration
 
 GRID, WEIGHTS, CURRICULUM, RULES = "grid", "dynamic weight", "curriculum", "rules"
 COLLAPSE, STOPPED, TOKENS, REAL = "collapse", "collapse, stopped", "token weights", "real model"
+HEALTHY = "healthy"
 UNWEIGHTED, WEIGHTED = "no weights", "weights of a recipe"
 SHUFFLED, LEAST_FIRST, MOST_FIRST = "shuffled", "least gain first", "most gain first"
 

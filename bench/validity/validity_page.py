@@ -31,14 +31,20 @@ These are tiny models on synthetic arithmetic: the page shows that the numbers m
 """
 
 
-def write_page(records: Records, predictions_path: Path, root: Path) -> None:
+def _stored(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_page(records: Records, predictions_path: Path, real_predictions_path: Path, root: Path) -> None:
     """Print the page, and write docs/validity.md and bench/results/validity.json."""
+    from collapse_sections import collapse_sections
     from grid_sections import grid_sections
     from page import to_markdown
+    from real_sections import real_sections
     from study_sections import study_sections
 
-    predictions: dict[str, Any] = json.loads(predictions_path.read_text(encoding="utf-8")) if predictions_path.exists() else {}
-    sections = [*grid_sections(records, predictions), *study_sections(records)]
+    predictions, real = _stored(predictions_path), _stored(real_predictions_path)
+    sections = [*grid_sections(records, predictions), *study_sections(records), *collapse_sections(records), *real_sections(records, real)]
     checks = [check for section in sections for check in section.checks]
     reading = (Path(__file__).parent / "reading.md").read_text(encoding="utf-8")
     foot = f"## In all\n\nGoals met: {sum(met for _, met in checks)} of {len(checks)}.\n"
