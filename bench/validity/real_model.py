@@ -32,7 +32,7 @@ from opdscope.tasks import load_task
 from opdscope.training.distillation import MonitoredDistillationTrainer, self_teacher
 
 STEPS, BATCH, RATE, LENGTH, SEEDS = 6, 32, 2e-5, 32, (0, 1, 2)
-HELD_OUT, _PREDICTION_QUESTIONS, _PREDICTION_ROLLOUTS = 512, 64, 12
+HELD_OUT, _PREDICTION_QUESTIONS, _PREDICTION_ROLLOUTS = 512, 48, 8
 SHARPENED, FLATTENED = 0.7, 1.4
 TEACHERS: Mapping[str, tuple[str, float]] = {
     "self + solution": ("reference_solution", 1.0),
@@ -109,7 +109,7 @@ def _predict(folder: Path, work: Path) -> dict[str, dict[str, float]]:
         "task": {"kind": "jsonl", "path": str(path), "solution_field": "solution", "answer_pattern": r"(-?\d+)"},
         "prompt": PROMPTS.model_dump(), "nulls": {"sharpened": SHARPENED, "flattened": FLATTENED},
         "rollouts": {
-            "num_rollouts": _PREDICTION_ROLLOUTS, "num_demonstrations": 0, "teacher_rollouts": 4, "max_completion_length": LENGTH,
+            "num_rollouts": _PREDICTION_ROLLOUTS, "num_demonstrations": 4, "teacher_rollouts": 2, "max_completion_length": LENGTH,
         },
         "engine": {"device": "cpu", "verifier_workers": 1},
     }  # fmt: skip

@@ -39,7 +39,7 @@ def real_sections(records: Records, predictions: Mapping[str, Mapping[str, float
         "SmolLM2-135M-Instruct adds two numbers of one or two digits (reasoning-gym) within 32 tokens, at temperature 1; success before training "
         f"{first['before']:.2f}. Teachers are the model as it was, shown something or at another temperature, by reverse KL; 6 Adam steps of "
         f"32 rollouts at 2e-5, "
-        "in fp32. Predicted by screening with 64 questions and 12 rollouts each; change of success on 512 held-out questions, paired. With "
+        "in fp32. Predicted by screening with 48 questions and 8 rollouts each; change of success on 512 held-out questions, paired. With "
         "so few steps, seeds "
         f"and teachers this is a check of the sign and the order, not a correlation: the gain's sign is right for {right} of {len(realised)} "
         f"teachers; rank "
