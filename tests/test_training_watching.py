@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -16,7 +18,7 @@ from fixtures.training import NOISE, arguments, chain_rows, model, right_answer,
 from opdscope.core.aggregation import clustered_mean
 from opdscope.core.streaming import step_gain
 from opdscope.errors import RunDirectoryError, TrainingError
-from opdscope.records import TRAINING_SCHEMAS
+from opdscope.records import to_table
 from opdscope.report import render_training
 from opdscope.store import TrainingLog, open_run, open_training_log
 from opdscope.summary import summarize
@@ -249,12 +251,37 @@ def test_a_part_that_failed_is_off():
     assert not part.is_on
 
 
+def actions(*steps: int) -> pa.Table:
+    row = {"rule": "r", "action": "stop", "before": "training", "after": "stopped", "reason": "", "dry": True}
+    return to_table("training_actions", [{"step": step, **row} for step in steps])
+
+
+def test_a_long_log_has_few_parts_and_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, folder = TrainingLog(tmp_path), tmp_path / "training_actions"
+    for step in range(1, 201):
+        log.write("training_actions", step, actions(step))
+        log.write("training_actions", step, actions(step))  # a step that is written again replaces itself
+    assert log.table("training_actions")["step"].to_pylist() == list(range(1, 201))
+    assert len(list(folder.iterdir())) <= 65
+    monkeypatch.setattr(Path, "unlink", lambda _: None)  # killed before what was put together is taken away
+    for step in range(201, 301):
+        log.write("training_actions", step, actions(step))
+    assert log.table("training_actions")["step"].to_pylist() == list(range(1, 301))
+    pq.write_table(pa.table({"step": [999]}), folder / "000000999.parquet")
+    with pytest.raises(RunDirectoryError, match=r"000000999.parquet was written by another version of opdscope"):
+        log.table("training_actions")
+
+
 def test_a_log_goes_back_with_the_checkpoint(tmp_path: Path):
     log = TrainingLog(tmp_path)
     for step in (5, 10, 15):
-        log.write("training_bins", step, TRAINING_SCHEMAS["training_bins"].empty_table())
-    log.rewind(10)
-    assert sorted(path.stem for path in (tmp_path / "training_bins").iterdir()) == ["000000005", "000000010"]
+        log.write("training_actions", step, actions(step - 1, step))
+    log.rewind(14)  # within a part: its earlier row stays
+    assert log.table("training_actions")["step"].to_pylist() == [4, 5, 9, 10, 14]
+    log.write("training_actions", 14, actions(14))  # what is written at the step of the checkpoint comes after
+    assert log.table("training_actions")["step"].to_pylist() == [4, 5, 9, 10, 14, 14]
+    log.rewind(3)
+    assert not log.table("training_actions").num_rows
     with pytest.raises(RunDirectoryError, match="holds no record of a training run"):
         open_training_log(tmp_path / "nothing")
 

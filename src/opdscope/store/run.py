@@ -22,7 +22,8 @@ import yaml
 
 from opdscope.config import Config, differences, load_config
 from opdscope.errors import ConfigError, RunDirectoryError
-from opdscope.records import SCHEMA_VERSION, SCHEMAS, TRAINING_SCHEMAS
+from opdscope.records import SCHEMA_VERSION, SCHEMAS
+from opdscope.store.parts import read_part, write_part, write_text
 
 _CONFIG, _PROVENANCE, _TIMINGS, _LOCK = "config.yaml", "provenance.json", "timings.jsonl", ".lock"
 _LIBRARIES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "tokenizers", "gguf", "reasoning-gym", "math-verify")
@@ -50,7 +51,7 @@ class Run:
             RunDirectoryError: If a part cannot be read.
         """
         schema = SCHEMAS[name]
-        parts = [_read(path) for path in sorted((self.path / name).glob("*.parquet"))]
+        parts = [read_part(path) for path in sorted((self.path / name).glob("*.parquet"))]
         return pa.concat_tables(parts).cast(schema) if parts else schema.empty_table()
 
     def tables(self) -> dict[str, pa.Table]:
@@ -67,7 +68,7 @@ class Run:
         Raises:
             RunDirectoryError: If the disk is full or the directory cannot be written; the unit then counts as not done.
         """
-        _write_part(self._part(name, unit), table)
+        write_part(self._part(name, unit), table)
 
     def provenance(self) -> dict[str, Any]:
         """Package and library versions, models with their fingerprints, engine and host, as recorded when the run was started."""
@@ -89,7 +90,7 @@ class Run:
                         f"({before[key][:12]}… then, {facts[key][:12]}… now); use another run directory"
                     )
         known["models"] = {**known["models"], **models}
-        _write_text(self.path / _PROVENANCE, json.dumps(known, indent=2, sort_keys=True) + "\n")
+        write_text(self.path / _PROVENANCE, json.dumps(known, indent=2, sort_keys=True) + "\n")
 
     def record_time(self, stage: str, unit: str, seconds: float, num_tokens: int) -> None:
         """Note what a unit took; for estimates and the summary's times only."""
@@ -134,58 +135,6 @@ class Run:
                     pq.read_metadata(part)
                 except (OSError, pa.ArrowInvalid):
                     part.unlink()
-
-
-class TrainingLog:
-    """What was recorded while a student trained, in any directory: append-only Parquet parts, one per write."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        """The directory; made with the first write."""
-
-    def table(self, name: str) -> pa.Table:
-        """All rows of a table of :data:`opdscope.records.TRAINING_SCHEMAS`, in the order of steps; empty if nothing is stored.
-
-        Where a run went back to a checkpoint, what it wrote again counts.
-        """
-        schema = TRAINING_SCHEMAS[name]
-        parts = [_read(path) for path in sorted((self.path / name).glob("*.parquet"))]
-        return pa.concat_tables(parts).cast(schema) if parts else schema.empty_table()
-
-    def tables(self) -> dict[str, pa.Table]:
-        """Every table by name."""
-        return {name: self.table(name) for name in TRAINING_SCHEMAS}
-
-    def write(self, name: str, step: int, table: pa.Table) -> None:
-        """Store the rows up to a step as one part.
-
-        Raises:
-            RunDirectoryError: If the disk is full or the directory cannot be written.
-        """
-        _write_part(self.path / name / f"{step:09d}.parquet", table)
-
-    def rewind(self, step: int) -> None:
-        """Forget what was written after a step, because training goes on from there."""
-        for name in TRAINING_SCHEMAS:
-            for part in (self.path / name).glob("*.parquet"):
-                if int(part.stem) > step:
-                    part.unlink()
-
-
-def is_watched(path: str | Path) -> bool:
-    """True if the directory holds the record of a training run."""
-    return any((Path(path) / name).is_dir() for name in TRAINING_SCHEMAS)
-
-
-def open_training_log(path: str | Path) -> TrainingLog:
-    """A stored training log for reading.
-
-    Raises:
-        RunDirectoryError: If there is none.
-    """
-    if not is_watched(path):
-        raise RunDirectoryError(f"{path} holds no record of a training run; give the directory that the callback was told to log to")
-    return TrainingLog(path)
 
 
 def is_run(path: str | Path) -> bool:
@@ -238,8 +187,8 @@ def start_run(path: str | Path, config: Config) -> Run:
         raise RunDirectoryError(f"{directory} exists and is not a run directory; use another one (--run-dir)")
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_text(directory / _PROVENANCE, json.dumps(_provenance(), indent=2, sort_keys=True) + "\n")
-    _write_text(directory / _CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        write_text(directory / _PROVENANCE, json.dumps(_provenance(), indent=2, sort_keys=True) + "\n")
+    write_text(directory / _CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     return Run(directory, config)
 
 
@@ -251,20 +200,6 @@ def remove_run(path: str | Path) -> None:
     """
     open_run(path)
     shutil.rmtree(path)
-
-
-def _write_part(target: Path, table: pa.Table) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression="zstd")
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunDirectoryError(f"cannot store {target}: {error}; free some space and run the same command again, it resumes") from error
 
 
 def _holds_results(directory: Path) -> bool:
@@ -285,25 +220,3 @@ def _provenance() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": {},
     }
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunDirectoryError(f"{path} cannot be read ({error}); run the same diagnosis again, it redoes that part") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,58 @@
+"""Parquet parts on disk: written once, by atomic rename, and read whole."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opdscope.errors import RunDirectoryError
+
+
+def write_part(target: Path, table: pa.Table) -> None:
+    """Store a table as one file, whole or not at all.
+
+    Raises:
+        RunDirectoryError: If the disk is full or the directory cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression="zstd")
+        sync(temporary)
+        temporary.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunDirectoryError(f"cannot store {target}: {error}; free some space and run the same command again, it resumes") from error
+
+
+def read_part(path: Path) -> pa.Table:
+    """A stored table.
+
+    Raises:
+        RunDirectoryError: If it cannot be read.
+    """
+    try:
+        return pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error}); run the same diagnosis again, it redoes that part") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Store a text, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
