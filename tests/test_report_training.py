@@ -91,6 +91,13 @@ def test_a_run_of_which_nothing_is_recorded_is_refused(tmp_path: Path) -> None:
         write_training_report(TrainingLog(tmp_path))
 
 
+def test_the_summary_of_a_watched_run_as_json_has_its_records(log: TrainingLog) -> None:
+    found = CliRunner().invoke(app, ["summary", str(log.path), "--json"])
+    assert found.exit_code == 0
+    steps = json.loads(found.stdout)["training"]["training_steps"]
+    assert [(row["step"], row["success"]) for row in steps][-1] == (10, 0.7)
+
+
 def test_the_command_reports_a_watched_run(log: TrainingLog) -> None:
     done = CliRunner().invoke(app, ["report", str(log.path)])
     assert done.exit_code == 0, done.output

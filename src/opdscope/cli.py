@@ -66,15 +66,11 @@ def _print(renderable: Any) -> None:
     Console(width=None if console.is_terminal else 180).print(renderable)
 
 
-def _show(run: Any, as_json: bool = False) -> None:
+def _show(run: Any) -> None:
     from opdscope.report import render_summary
     from opdscope.summary import summarize
 
-    summary = summarize(run.tables(), run.config, run.times())
-    if as_json:
-        sys.stdout.write(summary.to_json() + "\n")
-    else:
-        _print(render_summary(summary.data))
+    _print(render_summary(summarize(run.tables(), run.config, run.times()).data))
 
 
 def _work(job: str, config: Any, run_dir: Path | None, overrides: list[str] | None, quiet: bool) -> None:
@@ -142,15 +138,29 @@ def summary(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
-    """What a stored run says; needs no model."""
+    """What a stored run says, and what a watched training run has recorded; needs no model."""
     from opdscope.report import render_training
     from opdscope.store import is_run, is_watched, open_run, open_training_log
 
-    watched = is_watched(run) and not as_json
-    if is_run(run) or not watched:
-        _show(open_run(run), as_json)
-    if watched:
-        _print(render_training(open_training_log(run).tables()))
+    training = open_training_log(run).tables() if is_watched(run) else None
+    diagnosis = open_run(run) if is_run(run) or training is None else None
+    if as_json:
+        _write_json(diagnosis, training)
+        return
+    if diagnosis is not None:
+        _show(diagnosis)
+    if training is not None:
+        _print(render_training(training))
+
+
+def _write_json(diagnosis: Any, training: Any) -> None:
+    from opdscope.summary import as_json, summarize
+    from opdscope.summary.plain import plain
+
+    data: dict[str, Any] = {} if diagnosis is None else summarize(diagnosis.tables(), diagnosis.config, diagnosis.times()).data
+    if training is not None:
+        data = {**data, "training": {name: plain(table.to_pylist()) for name, table in training.items()}}
+    sys.stdout.write(as_json(data) + "\n")
 
 
 @app.command()
