@@ -80,7 +80,7 @@ class TrainingLog:
         for name in TRAINING_SCHEMAS:
             parts = self._parts(name)
             if parts and _step_of(parts[-1]) > step:
-                self._replace(name, parts, step, self._joined(name, parts).filter(pc.less_equal(pc.field("step"), step)))
+                self._replace(name, parts, step, self._joined(name, parts).filter(pc.field("step") <= step))
 
 
 def _step_of(path: Path) -> int:

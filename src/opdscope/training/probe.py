@@ -148,7 +148,7 @@ class ProbeSet:
         return clustered_mean(np.array([success[name] - self._first.get(name, float("nan")) for name in success]), level)
 
 
-_NOTHING = dict.fromkeys(("value", "low", "high"))
+_NOTHING: Mapping[str, float | None] = dict.fromkeys(("value", "low", "high"))
 _SILENT: Mapping[str, Any] = {"name": "", "natural_gain": _NOTHING, "gain_over_null": _NOTHING}
 """In the place of a teacher where none was asked."""
 
