@@ -16,10 +16,13 @@ from record_names import CURRICULUM, LEAST_FIRST, MOST_FIRST, RULES, SHUFFLED, W
 from run_records import Records
 from short_training import FIRST_TRAINING_SEED, build_trainer, realised, training_rows
 from special_teachers import tokenizer_of
+from token_weights import diagnosed
 from transformers import TrainerCallback
 
 import opdscope
+from opdscope.core.schedule import Schedule
 from opdscope.store import TrainingLog
+from opdscope.summary import summarize
 from opdscope.summary.teachers import screen_questions
 from opdscope.training.callback import watch
 
@@ -59,6 +62,8 @@ class Arm:
     weight: float = 1.0
     """Factor of the learning rate."""
     rules: Mapping[str, Any] | None = None
+    scheduled: bool = False
+    """The weight follows a recipe's schedule."""
     order: str = ""
     """Of the questions; empty for the trainer's own shuffling."""
     traced: bool = False
@@ -89,6 +94,7 @@ def _arms() -> list[Arm]:
     arms += [Arm(RULES, "healthy", Configuration(*pair), 24, 1.0, STOP_RULES) for pair in healthy]
     arms += [Arm(WEIGHTS, f"fixed {weight:g}", false, 40, weight) for weight in FIXED_WEIGHTS]
     arms += [Arm(WEIGHTS, "dynamic from 1", false, 40, 1.0, DYNAMIC_RULES), Arm(WEIGHTS, "dynamic from 2", false, 40, 2.0, DYNAMIC_RULES)]
+    arms += [Arm(WEIGHTS, f"schedule from {weight:g}", false, 40, weight, scheduled=True) for weight in FIXED_WEIGHTS[1:]]
     useful = Configuration(weak, "strong")
     arms += [Arm(CURRICULUM, order, useful, 24, order=order, seeds=(0, 1, 2, 3)) for order in (SHUFFLED, LEAST_FIRST, MOST_FIRST)]
     return arms
@@ -146,6 +152,9 @@ def run_arm(arm: Arm, seed: int, models: Path) -> dict[str, Any]:
         if arm.traced:
             trainer.add_callback(trace)
         callback = None
+        if arm.scheduled:
+            schedule = _schedule(arm, models)
+            callback = watch(trainer, Path(folder) / "log", schedule=schedule, every=_EVERY, half_life=_HALF_LIFE, keep_best=False)
         if arm.rules is not None:
             rules = {**arm.rules, "dry": arm.study == RULES}
             callback = watch(trainer, Path(folder) / "log", rules=rules, half_life=_HALF_LIFE, keep_best=False)
@@ -154,6 +163,13 @@ def run_arm(arm: Arm, seed: int, models: Path) -> dict[str, Any]:
         share = None if callback is None else callback.monitor.share
     change = realised(STUDENTS[arm.configuration.student], trainer.model, seed)
     return {**change, "steps": arm.steps, "trace": trace.points, "actions": actions, "monitor_share": share}
+
+
+def _schedule(arm: Arm, models: Path) -> Schedule:
+    """As a recipe has it, with the arm's weight at the beginning."""
+    run, first = diagnosed(arm.configuration, models, models.parent)
+    success = summarize(run.tables(), run.config).data["student"]["success"]["value"]
+    return Schedule(start_success=success, start_gain=first.gain_over_null.value, maximum=arm.weight)
 
 
 def _actions(log: TrainingLog) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,8 @@ _TEXTS = {
     WEIGHTS: (
         "Dynamic weight against fixed ones",
         "A teacher that knows one false rule, 40 steps. The weight is a factor of the learning rate; the dynamic one is halved by a rule of the "
-        "live monitor whenever the gain is surely not above its null's. The difference is to the best fixed weight, paired by seed; the best is "
+        "live monitor whenever the gain is surely not above its null's; the scheduled one follows a recipe's schedule, the live gain over null and the "
+        "room left, each as a share of what it was at the diagnosis. The difference is to the best fixed weight, paired by seed; the best is "
         "chosen by hindsight, which favours it.",
     ),
     CURRICULUM: (

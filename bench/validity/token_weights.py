@@ -14,10 +14,11 @@ from run_records import Records
 from short_training import train_once, training_rows
 
 import opdscope
-from opdscope.advice.choice import choose
+from opdscope.advice.choice import Candidate, choose
 from opdscope.advice.details import work_out
 from opdscope.advice.files import TokenBins
 from opdscope.advice.weights import Parts
+from opdscope.store import Run
 from opdscope.summary.looks import screen_looks
 from opdscope.training.recipe import recipe_weights
 
@@ -57,14 +58,20 @@ def _run(configuration: Configuration, arm: str, seed: int, models: Path, work: 
 
 
 @cache
-def best_parts(configuration: Configuration, models: Path, work: Path) -> Parts:
-    """Weights by the feature that promises most on held-out questions, whether that is shown to be above zero or not."""
+def diagnosed(configuration: Configuration, models: Path, work: Path) -> tuple[Run, Candidate]:
+    """The diagnosis that a recipe for one configuration is made from, and the configuration's teacher in it."""
     run = opdscope.diagnose(
         _diagnosis(configuration, models), run_dir=work / f"weights-{configuration.cluster.replace(' | ', '-').replace(' ', '-')}"
     )
-    tables = run.tables()
-    first = choose([configuration.teacher], screen_looks(tables, run.config), run.config, "gain_per_push").candidates[0]
-    return max(work_out(tables, first, run.config).tokens, key=lambda parts: parts.improvement.value)
+    first = choose([configuration.teacher], screen_looks(run.tables(), run.config), run.config, "gain_per_push").candidates[0]
+    return run, first
+
+
+@cache
+def best_parts(configuration: Configuration, models: Path, work: Path) -> Parts:
+    """Weights by the feature that promises most on held-out questions, whether that is shown to be above zero or not."""
+    run, first = diagnosed(configuration, models, work)
+    return max(work_out(run.tables(), first, run.config).tokens, key=lambda parts: parts.improvement.value)
 
 
 def _diagnosis(configuration: Configuration, models: Path) -> Mapping[str, Any]:
