@@ -12,7 +12,7 @@ from configurations import BATCH_SIZE, HELD_OUT_QUESTIONS, STUDENTS, Configurati
 from datasets import Dataset
 from held_out import held_out_questions, success_of, success_of_files
 from prediction import diagnosis
-from record_names import CURRICULUM, LEAST_FIRST, MOST_FIRST, RULES, SHUFFLED, WEIGHTS
+from record_names import CURRICULUM, LEAST_FIRST, MOST_FIRST, RULES, SCHEDULE, SHUFFLED, WEIGHTS
 from run_records import Records
 from short_training import FIRST_TRAINING_SEED, build_trainer, realised, training_rows
 from special_teachers import tokenizer_of
@@ -48,7 +48,7 @@ DYNAMIC_RULES: Mapping[str, Any] = {
     ],
 }  # fmt: skip
 """Halve the weight each time the gain is surely not above the null's."""
-FIXED_WEIGHTS = (0.5, 1.0, 2.0)
+FIXED_WEIGHTS, HIGH_WEIGHTS = (0.5, 1.0, 2.0), (1.0, 3.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ def _arms() -> list[Arm]:
     arms += [Arm(RULES, "healthy", Configuration(*pair), 24, 1.0, STOP_RULES) for pair in healthy]
     arms += [Arm(WEIGHTS, f"fixed {weight:g}", false, 40, weight) for weight in FIXED_WEIGHTS]
     arms += [Arm(WEIGHTS, "dynamic from 1", false, 40, 1.0, DYNAMIC_RULES), Arm(WEIGHTS, "dynamic from 2", false, 40, 2.0, DYNAMIC_RULES)]
-    arms += [Arm(WEIGHTS, f"schedule from {weight:g}", false, 40, weight, scheduled=True) for weight in FIXED_WEIGHTS[1:]]
     useful = Configuration(weak, "strong")
+    arms += [Arm(SCHEDULE, f"fixed {weight:g}", useful, 60, weight) for weight in HIGH_WEIGHTS]
+    arms += [Arm(SCHEDULE, f"schedule from {weight:g}", useful, 60, weight, scheduled=True) for weight in HIGH_WEIGHTS[1:]]
     arms += [Arm(CURRICULUM, order, useful, 24, order=order, seeds=(0, 1, 2, 3)) for order in (SHUFFLED, LEAST_FIRST, MOST_FIRST)]
     return arms
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from correlation import seed_mean
 from page import Section
-from record_names import CURRICULUM, RULES, SHUFFLED, TOKENS, UNWEIGHTED, WEIGHTED, WEIGHTS
+from record_names import CURRICULUM, RULES, SCHEDULE, SHUFFLED, TOKENS, UNWEIGHTED, WEIGHTED, WEIGHTS
 from run_records import Records
 
 _FALL, _LEAST_HEALTHY = -0.02, 20
@@ -14,7 +14,14 @@ _FALL, _LEAST_HEALTHY = -0.02, 20
 
 def study_sections(records: Records) -> list[Section]:
     """All sections that have runs."""
-    found = [_compared(records, WEIGHTS), _compared(records, CURRICULUM), _token_weights(records), _stopped(records), _healthy(records)]
+    found = [
+        _compared(records, WEIGHTS),
+        _compared(records, SCHEDULE),
+        _compared(records, CURRICULUM),
+        _token_weights(records),
+        _stopped(records),
+        _healthy(records),
+    ]
     return [section for section in found if section is not None]
 
 
@@ -22,9 +29,13 @@ _TEXTS = {
     WEIGHTS: (
         "Dynamic weight against fixed ones",
         "A teacher that knows one false rule, 40 steps. The weight is a factor of the learning rate; the dynamic one is halved by a rule of the "
-        "live monitor whenever the gain is surely not above its null's; the scheduled one follows a recipe's schedule, the live gain over null and the "
-        "room left, each as a share of what it was at the diagnosis. The difference is to the best fixed weight, paired by seed; the best is "
+        "live monitor whenever the gain is surely not above its null's. The difference is to the best fixed weight, paired by seed; the best is "
         "chosen by hindsight, which favours it.",
+    ),
+    SCHEDULE: (
+        "A recipe's schedule against fixed weights",
+        "The strong teacher, 60 steps. A schedule follows the live gain over null and the room left, each as a share of what it was at the diagnosis "
+        "(`core/schedule.py`). The difference is to the best fixed weight, paired by seed; the best is chosen by hindsight, which favours it.",
     ),
     CURRICULUM: (
         "Curriculum against shuffled questions",
