@@ -13,11 +13,13 @@ from fixtures.training import NOISE
 sys.path.append(str(Path(__file__).parents[1] / "bench" / "validity"))
 sys.path.append(str(Path(__file__).parents[1] / "bench" / "truth"))
 
+from collapse_sections import collapse_sections
 from configurations import CONFIGURATIONS, FURTHER, SEEDS, STEP_SIZES, STUDENTS, TEACHERS, Configuration
 from correlation import clustered_spearman, seed_mean, sign_agreement, spearman
 from grid_sections import grid_sections
 from outcomes_table import PREDICTIONS, RIVALS, read_rows
-from record_names import GRID, grid_key
+from record_names import COLLAPSE, GRID, grid_key
+from replay import CAUTIOUS, WATCHFUL, first_stop
 from run_records import Records
 from special_teachers import wrong_addition_solution, wrong_chain_solution
 
@@ -136,3 +138,30 @@ def test_one_configuration_goes_from_training_to_the_table(tmp_path, monkeypatch
     sections = grid_sections(records, predictions, num_resamples=50)
     assert "1.00" in str(sections[0].rows[0])  # predicted in the order of what was realised
     json.dumps([section.rows for section in sections])
+
+
+def test_rules_on_recorded_readings_act_where_they_would_have_acted():
+    start = {"step": 0, "num_rollouts": 0, "probe.success_change": [0.0, 0.0, 0.0], "probe.natural_gain": [0.4, 0.3, 0.5]}
+    rises, falls = [0.03, 0.02, 0.04], [0.0, -0.015, 0.015]
+    course = [
+        {"step": 4, "num_rollouts": 900, "probe.success_change": rises},
+        {"step": 8, "num_rollouts": 2000, "probe.success_change": falls},
+    ]
+    sound = {**start, "probe.advantage": [0.01, 0.001, 0.02]}
+    assert first_stop([sound, *course], WATCHFUL) == first_stop([sound, *course], CAUTIOUS) == (8, "success falls")
+    assert first_stop([sound, course[0]], CAUTIOUS) is None
+    assert first_stop([{**start, "probe.advantage": [-0.01, -0.02, -0.001]}], CAUTIOUS) == (0, "the way ends badly")
+    assert first_stop([{**start, "probe.natural_gain": [-0.4, -0.5, -0.3]}], WATCHFUL) == (0, "the push harms")
+    # live numbers count only after enough rollouts, and twice in a row
+    live = [{"step": step, "num_rollouts": 256 * step, "natural_gain": [-1.0, 0.1]} for step in (2, 4, 6, 8)]
+    assert first_stop(live, WATCHFUL) == (6, "the live push harms")
+
+
+def test_what_collapsed_is_counted_against_the_rules(tmp_path):
+    records = Records(tmp_path / "records.jsonl")
+    readings = [{"step": 0, "num_rollouts": 0, "probe.advantage": [-0.01, -0.02, -0.001]}]
+    row = {"arm": "x", "configuration": "c", "seed": 0, "readings": readings, "trace": [[4, -0.01], [8, -0.03]], "change": -0.05}
+    records.add(COLLAPSE, "a", row)
+    (section,) = collapse_sections(records)
+    assert [met for _, met in section.checks] == [False, True]  # watchful rules see nothing here, cautious ones stop before the first step
+    assert section.rows[0][2:7] == ["—", "—", "0, the way ends badly", "+0.000", 8]
