@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 WORK = ROOT / "runs" / "validity"
 PREDICTIONS = HERE / "predictions.json"
 REAL_PREDICTIONS = HERE / "real_model_predictions.json"
-STAGES = ("predictions", "grid", "studies", "collapse", "weights", "real", "gentle", "further")
+STAGES = ("predictions", "grid", "studies", "collapse", "weights", "nulls", "real", "gentle", "further")
 
 
 def before(clock: str | None) -> Callable[[], bool]:
@@ -35,6 +35,7 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     """One stage, as far as it is not stored."""
     import torch
     from collapse import run_collapses
+    from entropy_null import run_entropy_nulls
     from main_grid import run_gentle, run_grid
     from prediction import predict
     from real_model import run_real_model
@@ -59,6 +60,8 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
             run_studies(records, models, go_on)
         case "weights":
             run_token_weights(records, models, WORK, go_on)
+        case "nulls":
+            run_entropy_nulls(records, models, WORK, go_on)
         case "real":
             run_real_model(records, WORK, REAL_PREDICTIONS, go_on)
         case "gentle":

@@ -3,7 +3,7 @@
 from configurations import Configuration
 
 GRID, WEIGHTS, CURRICULUM, RULES = "grid", "dynamic weight", "curriculum", "rules"
-SCHEDULE = "scheduled weight"
+SCHEDULE, NULLS = "scheduled weight", "entropy null"
 COLLAPSE, STOPPED, TOKENS, REAL = "collapse", "collapse, stopped", "token weights", "real model"
 HEALTHY = "healthy"
 UNWEIGHTED, WEIGHTED = "no weights", "weights of a recipe"

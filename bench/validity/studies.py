@@ -170,7 +170,7 @@ def _schedule(arm: Arm, models: Path) -> Schedule:
     """As a recipe has it, with the arm's weight at the beginning."""
     run, first = diagnosed(arm.configuration, models, models.parent)
     success = summarize(run.tables(), run.config).data["student"]["success"]["value"]
-    return Schedule(start_success=success, start_gain=first.gain_over_null.value, maximum=arm.weight)
+    return Schedule(start_success=success, start_gain=first.gain_over_live_null, maximum=arm.weight)
 
 
 def _actions(log: TrainingLog) -> Iterator[dict[str, Any]]:

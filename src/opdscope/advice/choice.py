@@ -36,6 +36,8 @@ class Candidate:
     """In success per unit step, summed over a response."""
     gain_over_null: Estimate
     """The same minus its null's; what counts for plain gradient steps."""
+    gain_over_live_null: float
+    """The same against the null that a live monitor has (:mod:`opdscope.training.monitor`): what a schedule starts from."""
     gain_over_null_per_push: Estimate
     """Gain over null over the size of the push, √KL times the size of the objective's signal (:func:`opdscope.core.divergences.signal_scale`); what
     counts for updates of normalised size."""
@@ -150,6 +152,7 @@ def _candidate(key: tuple[str, str], screening: Screening, config: Config, word:
         *key,
         natural_gain=clustered_mean(own.natural_gain, level),
         gain_over_null=clustered_mean(sums[:, 0], level),
+        gain_over_live_null=float(np.nanmean(own.natural_gain - null_of(screening, *key, config, at_its_entropy=False).natural_gain)),
         gain_over_null_per_push=clustered_statistic(sums, lambda s: float(_per_push(s)), level),
         null=null_of(screening, *key, config),
         verdict=word,

@@ -121,7 +121,7 @@ def _recipe(
         null_teacher=None if first is None else first.null.name,
         null_factor=0.0 if first is None else first.null.factor,
         null_temperature=None if first is None or first.null.name is None else strengths[first.null.name],
-        schedule=None if first is None else ScheduleSettings(start_success=success, start_gain=first.gain_over_null.value),
+        schedule=None if first is None else ScheduleSettings(start_success=success, start_gain=first.gain_over_live_null),
         outcome_weights=_outcome_weights(outcomes),
         outcome_weighting=_outcome_evidence(details),
         token_weighting=_token_evidence(details),

@@ -130,15 +130,19 @@ class NullGain:
     """Its scaled natural gain per question; NaN where the teacher has none, or where a KL is undefined, so that it cannot be scaled."""
 
 
-def null_of(screening: Mapping[tuple[str, str], QuestionGains], teacher: str, objective: str, config: Config) -> NullGain:
+def null_of(
+    screening: Mapping[tuple[str, str], QuestionGains], teacher: str, objective: str, config: Config, *, at_its_entropy: bool = True
+) -> NullGain:
     """The null that a teacher has to beat, by pooled gain; choosing the best one can only make the test harder.
+
+    Without `at_its_entropy` it is the one that the live monitor has: the student at fixed temperatures, scaled.
 
     The student at fixed temperatures pushes as hard as the teacher does: a gain is linear in its signal and the signal's size grows as √KL,
     so its gain is scaled by √(KL of the teacher / KL of the null). The student at the teacher's own entropy is taken as it is.
     """
     own = screening[teacher, objective]
     best, pooled = NullGain(None, 0.0, np.where(np.isnan(own.natural_gain), np.nan, 0.0)), 0.0
-    for name in (*config.nulls.temperatures, same_entropy_name(teacher)):
+    for name in (*config.nulls.temperatures, *((same_entropy_name(teacher),) if at_its_entropy else ())):
         null = screening.get((name, objective))
         if null is None:
             continue
