@@ -17,7 +17,7 @@ import opdscope
 from opdscope.advice import Advice, TokenBins, advice_data, advise, load_recipe, render_advice, write_recipe
 from opdscope.advice.choice import Choice, choose
 from opdscope.advice.curriculum import make_curriculum
-from opdscope.advice.making import caution
+from opdscope.advice.making import caution, goes_further
 from opdscope.advice.recipe import Recipe
 from opdscope.advice.settings import trainer_settings
 from opdscope.advice.tokens import Rollouts, Tokens
@@ -76,6 +76,24 @@ def test_a_way_that_begins_well_and_ends_badly_is_warned_of(high: float | None, 
     summary = {"teachers": [{"name": "other", "targeted": None}, {"name": "one", "targeted": {"all": {"advantage": advantage}}}]}
     assert ("-0.0100 [-0.0200, -0.0010] a token" in caution(summary, "one")) == warned
     assert caution(summary, "other") == ""
+
+
+def test_a_screened_run_is_advised_on(tmp_path: Path) -> None:
+    found = advise(opdscope.screen(configuration("good"), run_dir=tmp_path / "run"))
+    assert found.recipe.kind == "distil"
+    assert "Take small steps" not in found.recipe.text  # the advantage is not known without targeted rollouts
+
+
+@pytest.mark.parametrize(("null_high", "said"), [(0.004, True), (0.03, False), (None, False)])
+def test_a_teacher_that_goes_further_than_the_null_that_wins_the_first_steps_is_named(null_high: float | None, said: bool) -> None:
+    rows = [
+        {"name": NAMES[0], "targeted": {"all": {"advantage": {"value": 0.02, "low": 0.01, "high": 0.03}}}},
+        {"name": "sharpened", "targeted": {"all": {"advantage": {"value": 0.002, "low": 0.001, "high": null_high}}}},
+        {"name": NAMES[1]},  # of a screened run
+    ]
+    choice = _chosen(_gains(0.5, 0.03, 0), _gains(0.3, 0.03, 1), _gains(0.6, 0.03, 2))
+    assert choice.kind == "sharpen"
+    assert (f"{NAMES[0]}'s own tokens succeed more often" in goes_further({"teachers": rows}, choice)) == said
 
 
 def test_a_run_without_a_helping_teacher_is_not_advised_to_distil(tmp_path: Path) -> None:

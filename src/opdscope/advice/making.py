@@ -220,7 +220,7 @@ def _text(choice: Choice, summary: Mapping[str, Any], criterion: Criterion) -> s
     if choice.kind == "sharpen":
         return (
             "Do not distil: no teacher is shown to beat the student at another temperature. Sharpening would do, at sampling time or as a "
-            "teacher that costs nothing."
+            f"teacher that costs nothing.{goes_further(summary, choice)}"
         )
     if choice.kind == "none":
         return "Do not distil: no teacher helps here, with any of the objectives."
@@ -238,7 +238,7 @@ def caution(summary: Mapping[str, Any], teacher: str) -> str:
         summary: `Summary.data`.
         teacher: Name of a teacher that helps.
     """
-    targeted = next(row for row in summary["teachers"] if row["name"] == teacher)["targeted"]
+    targeted = next(row for row in summary["teachers"] if row["name"] == teacher).get("targeted")
     advantage = None if targeted is None else targeted["all"]["advantage"]
     if advantage is None or advantage["high"] is None or advantage["high"] >= 0:
         return ""
@@ -246,6 +246,28 @@ def caution(summary: Mapping[str, Any], teacher: str) -> str:
         f" Take small steps and watch: its advantage is {advantage['value']:+.4f} [{advantage['low']:+.4f}, {advantage['high']:+.4f}] a token, so "
         "the way that begins well ends in a teacher whose own tokens succeed less often."
     )
+
+
+def goes_further(summary: Mapping[str, Any], choice: Choice) -> str:
+    """A sentence where a null wins the first steps and the teacher's own tokens surely succeed more often than the null's; empty elsewhere.
+
+    Sharpening soon has nothing left to give; a teacher whose advantage is larger has (docs/validity.md, "A teacher and its nulls").
+
+    Args:
+        summary: `Summary.data`.
+        choice: The choice.
+    """
+    advantages = {row["name"]: row["targeted"]["all"]["advantage"] for row in summary["teachers"] if row.get("targeted") is not None}
+    for candidate in choice.candidates:
+        own, null = advantages.get(candidate.teacher), advantages.get(candidate.null.name or "")
+        if own is None or null is None or None in (own["low"], null["high"]) or own["low"] <= max(null["high"], 0.0):
+            continue
+        return (
+            f" That is about the first steps. {candidate.teacher}'s own tokens succeed more often than those of its null (advantage "
+            f"{own['value']:+.4f} [{own['low']:+.4f}, {own['high']:+.4f}] a token against {null['value']:+.4f} [{null['low']:+.4f}, "
+            f"{null['high']:+.4f}]): sharpening soon has nothing left to give, and over many steps this teacher may lead further."
+        )
+    return ""
 
 
 def _helps(choice: Choice, key: tuple[str, str]) -> bool:
