@@ -8,6 +8,7 @@ tokens is shared: what other questions take, and the lengths of what was drawn, 
 depend on its outcomes, by the order of its share in the run; how a question's continuations are shared out among its strata does not.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from opdscope.core.success import StratumOutcomes
 from opdscope.records import TAIL, Outcome, Role, to_table
 from opdscope.store import Run
 from opdscope.summary.nodes import padded, planned_counts
+from opdscope.summary.paths import list_arrays
 from opdscope.summary.split import class_weights, measure_split
 from opdscope.summary.weights import question_weights
 
@@ -100,7 +102,7 @@ class Rounds:
             case "map":
                 have = self._have()
                 added = np.minimum(self._by_width(have, np.inf), np.maximum(self._most - have, 0))
-                needed = spent + float(np.sum(added * self._cost()))
+                needed = spent + float(np.sum(added * self._cost))
             case "split":
                 needed = self._foretold_split(spent)
             case _:
@@ -112,7 +114,7 @@ class Rounds:
         target, have = self._config.target, self._have()
         open_ones = [s for s in measure_split(self._run.tables(), self._config) if s.width > target.width and s.continuations_help]
         wanted = min((split.noise_for(target.width) / split.noise for split in open_ones), default=1.0)
-        weights, variance = self._split_weights(), self._variance()
+        weights, variance = self._split_weights(), self._variance
         use = (weights > 0) & (have > 0)
 
         def noise(counts: Int[np.ndarray, "node stratum"]) -> float:
@@ -128,7 +130,7 @@ class Rounds:
         return 1 if self._config.target.kind == "map" else self._config.target.rounds
 
     def _spent(self) -> int:
-        return sum(len(tokens) for tokens in self._run.table("continuations")["token_ids"].to_pylist())
+        return sum(len(tokens) for tokens in list_arrays(self._run.table("continuations", ["token_ids"])["token_ids"]))
 
     def _have(self) -> Int[np.ndarray, "node stratum"]:
         """Continuations of each stratum that are planned so far."""
@@ -167,7 +169,7 @@ class Rounds:
         return self._weights(class_weights(self._rows) * both)
 
     def _weights(self, weight: Float[np.ndarray, "node"]) -> Float[np.ndarray, "node stratum"]:
-        signals, variances = self._signals()
+        signals, variances = self._signals
         # a teacher's push over all nodes is one scale: nodes at which it pushes harder do count for more
         scales = np.sqrt(np.sum(weight**2 * variances, axis=1, keepdims=True))
         return target_weights(self._probs, signals * weight[:, None], scales)
@@ -175,13 +177,13 @@ class Rounds:
     def _by_width(self, have: Int[np.ndarray, "node stratum"], left: float) -> Int[np.ndarray, "node stratum"]:
         """At each node, for the teacher that needs most of each stratum, what the width demands; the most useful of it if that is too much."""
         target, level = self._config.target, self._config.analysis.confidence
-        signals, variances = self._signals()
+        signals, variances = self._signals
         each = [
             target_weights(self._probs, signal[None], np.sqrt(variance)[None]) for signal, variance in zip(signals, variances, strict=True)
         ]
         weights = np.max(each, axis=0)
         wanted = (target.width / (2.0 * float(ndtri(0.5 + level / 2)))) ** 2
-        variance, cost = self._variance(), self._cost()
+        variance, cost = self._variance, self._cost
         counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._config.targeted.max_continuations)
         added = np.maximum(counts - have, 0)
         if float(np.sum(added * cost)) > left:
@@ -191,9 +193,10 @@ class Rounds:
     def _greedy(self, weights: Float[np.ndarray, "node stratum"], have: Int[np.ndarray, "node stratum"], budget: float) -> np.ndarray:
         use = np.nonzero(self._tape > 0)
         added = np.zeros_like(have)
-        added[use] = allocate_tokens(weights[use], self._variance()[use], have[use], self._cost()[use], budget)
+        added[use] = allocate_tokens(weights[use], self._variance[use], have[use], self._cost[use], budget)
         return added
 
+    @functools.cached_property
     def _signals(self) -> tuple[Float[np.ndarray, "teacher node stratum"], Float[np.ndarray, "teacher node"]]:
         """Signal per stratum and its variance over the vocabulary, of every real teacher, for the objective that makes the ranking."""
         objective, places = self._config.objectives[0], {row["node_id"]: i for i, row in enumerate(self._rows)}
@@ -206,41 +209,47 @@ class Rounds:
         finite = np.isfinite(signals).all(axis=2) & np.isfinite(variances)  # a forward-KL signal may exceed any float
         return np.where(finite[..., None], signals, 0.0), np.where(finite, variances, 0.0)
 
+    @functools.cached_property
     def _cost(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of a continuation: what was left of the node's path, known before any is drawn."""
-        length = self._lengths()
+        length = self._lengths
         left = [max(length[row["question_id"], row["rollout_index"]] - row["position"] - 1, 1) for row in self._rows]
         return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
 
+    @functools.cached_property
     def _lengths(self) -> dict[tuple[str, int], int]:
-        table = self._run.table("rollouts")
-        return {(row["question_id"], row["rollout_index"]): len(row["token_ids"]) for row in table.to_pylist()}
+        table = self._run.table("rollouts", ["question_id", "rollout_index", "token_ids"])
+        keys = zip(table["question_id"].to_pylist(), table["rollout_index"].to_pylist(), strict=True)
+        return {key: len(tokens) for key, tokens in zip(keys, list_arrays(table["token_ids"]), strict=True)}
 
+    @functools.cached_property
     def _variance(self) -> Float[np.ndarray, "node stratum"]:
-        """Variance of an outcome of each stratum, foretold from the pilot at other questions."""
+        """Variance of an outcome of each stratum, foretold from the pilot at other questions; it is asked for when the pilot is finished."""
         use = np.nonzero(self._tape > 0)
         pilot = self._pilot_outcomes()
         questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
         fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
-        success = cross_fitted_success(self._features()[use], pilot.num_correct[use], pilot.num_verified[use], fold)
+        success = cross_fitted_success(self._features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
         variance = np.zeros(self._probs.shape)
         variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
         return variance
 
     def _pilot_outcomes(self) -> StratumOutcomes:
         places = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        table = self._run.table("continuations", ["node_id", "stratum", "continuation_index", "outcome"])
+        nodes = np.array([places[node_id] for node_id in table["node_id"].to_pylist()], dtype=np.int64)
+        strata, index = table["stratum"].to_numpy(), table["continuation_index"].to_numpy()
+        outcomes = np.array(table["outcome"].to_pylist(), dtype=object)
+        use = (index < self._pilot[nodes, strata]) & (outcomes != Outcome.UNVERIFIABLE)
         correct, verified = np.zeros_like(self._pilot), np.zeros_like(self._pilot)
-        columns = ["node_id", "stratum", "continuation_index", "outcome"]
-        for row in self._run.table("continuations").select(columns).to_pylist():
-            place = places[row["node_id"]], row["stratum"]
-            if row["continuation_index"] < self._pilot[place] and row["outcome"] != Outcome.UNVERIFIABLE:
-                correct[place] += row["outcome"] == Outcome.CORRECT
-                verified[place] += 1
+        np.add.at(verified, (nodes[use], strata[use]), 1)
+        np.add.at(correct, (nodes[use], strata[use]), outcomes[use] == Outcome.CORRECT)
         return StratumOutcomes(correct, verified, np.full(correct.shape, np.nan))
 
+    @functools.cached_property
     def _features(self) -> Float[np.ndarray, "node stratum feature"]:
         """What is known of a stratum for nothing: where it lies, what became of its path, how often its question is answered."""
-        length, share = self._lengths(), self._shares()
+        length, share = self._lengths, self._shares
         depth = np.array([row["position"] / max(length[row["question_id"], row["rollout_index"]], 1) for row in self._rows])
         outcome = np.array([1.0 if row["path_outcome"] == "correct" else -1.0 for row in self._rows])
         node = [np.array([share[row["question_id"]] for row in self._rows]), outcome, depth, outcome * depth]
@@ -249,10 +258,11 @@ class Rounds:
         columns = [np.repeat(values[:, None], self._probs.shape[1], axis=1) for values in node]
         return np.stack([*columns, logprob, logprob * outcome[:, None], self._is_tail.astype(np.float64)], axis=-1)
 
+    @functools.cached_property
     def _shares(self) -> dict[str, float]:
         """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
         counts: dict[str, list[int]] = {}
-        for row in self._run.table("rollouts").select(["question_id", "role", "outcome"]).to_pylist():
+        for row in self._run.table("rollouts", ["question_id", "role", "outcome"]).to_pylist():
             if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
                 counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
         return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}
