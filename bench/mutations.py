@@ -229,6 +229,13 @@ MUTATIONS = (
         "core_backup",
     ),
     Mutation(
+        "continuations are imagined to leave where all arrive",
+        "core/backup.py",
+        "either = added * (1.0 - stay_prob)",
+        "either = added * np.ones_like(stay_prob)",
+        "core_backup",
+    ),
+    Mutation(
         "nodes of several draws keep the inclusion probability of one",
         "core/expansion.py",
         "draws * inclusion[positions] / times",
