@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm, natural_gain
-from opdscope.core.backup import PathLinks, back_up, backed_up_posterior
+from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance
 from opdscope.core.sampling import allocate_continuations
 from opdscope.core.success import (
     StratumOutcomes,
@@ -310,3 +310,19 @@ def test_links_back_and_links_of_other_nodes_are_refused():
     probs, outcomes, links = linked([[4, 0], [3, 1]], [[4, 4], [4, 4]], 4, 4)
     with pytest.raises(ShapeError, match="expected probabilities and outcomes of the 2 linked nodes"):
         back_up(probs[:1], StratumOutcomes(outcomes.num_correct[:1], outcomes.num_verified[:1], outcomes.terminal[:1]), links)
+
+
+def test_an_interval_imagines_none_to_leave_where_every_continuation_arrives():
+    known = np.array([[np.nan, np.nan], [1.0, 0.0]])
+    outcomes = StratumOutcomes(np.array([[3, 2], [0, 0]]), np.array([[5, 4], [0, 0]]), known)
+    probs = np.array([[0.6, 0.4], [0.5, 0.5]])
+
+    def variance(stay_prob, staying):
+        right = min(staying, 3)
+        links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([staying, 0]), np.array([right, 0]), np.array([stay_prob, 1.0]))
+        return float(interval_variance(probs, outcomes, links)[0, 0])
+
+    assert variance(1.0, 5) == 0.0  # the value of the next node is known, and all go there
+    assert variance(0.9, 5) > 0.0  # that all five arrived was chance
+    # none arrives: as without a link
+    np.testing.assert_allclose(variance(0.0, 0), 4 / 7 * 3 / 7 / 5, rtol=1e-12)

@@ -156,6 +156,9 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         window=pa.int32(),
         token_id=pa.int32(),
     ),
+    # What further draws make of the nodes of a question, once it was decided how often nodes are drawn there; questions with one draw have no rows.
+    # `inclusion` takes the place of the one in `nodes`: num_draws times that of one draw, over how many of the draws hold the node.
+    "draws": _schema(question_id=pa.string(), node_id=pa.string(), num_draws=pa.int32(), inclusion=pa.float64()),
     # The strata of a node, in order; the last may be the tail (token_id -1). `forced_token_ids` holds one token per planned continuation;
     # where they are planned in rounds, those of the pilot, and for the tail one for each that it could ever get.
     # `terminal`: success where the token ends the response, else NaN. squared_prob: sum of squared probabilities in the stratum.

@@ -8,7 +8,7 @@ _KEYS = {
     "each_node": (),
     "rank": ("top", "rounds", "tokens", "seconds"),
     "split": ("width", "rounds", "tokens", "seconds"),
-    "tokens": ("tokens", "rounds", "seconds"),
+    "tokens": ("tokens", "rounds", "seconds", "expand"),
     "map": ("width", "tokens", "seconds"),
 }
 """Settings that each kind of target has."""
@@ -41,6 +41,10 @@ class TargetConfig(BaseModel):
     rounds: int = Field(default=4, ge=1, le=100)
     """Kind tokens: parts in which the budget is spent after the pilot. Kind rank: most looks; each doubles the rollouts. Kind split: most rounds
     after the pilot; each doubles what was spent."""
+
+    expand: bool = False
+    """Kind tokens: after the pilot, draw further nodes on the paths where they are foretold to narrow the gains more than further continuations
+    of the nodes that there are."""
 
     @model_validator(mode="after")
     def _settings_of_the_kind(self) -> "TargetConfig":

@@ -112,15 +112,30 @@ def back_up(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumO
         >>> found.variance.round(4).tolist()
         [[0.0234, 0.0625], [0.0268, 0.0268]]
     """
+    success, variance = _backed_up(student_probs, outcomes, links, success_noise(outcomes), 0)
+    return BackedUpSuccess(fill_unsampled(student_probs, success), variance)
+
+
+def _backed_up(
+    student_probs: Float[np.ndarray, "node stratum"],
+    outcomes: StratumOutcomes,
+    links: PathLinks,
+    noise: Float[np.ndarray, "node stratum"],
+    added: int,
+) -> tuple[Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum"]]:
+    """Means, NaN where nothing is known, and their variances from those that the strata have by themselves.
+
+    `added` outcomes of either kind, 0 or 1, enter the variances but no mean and no weight.
+    """
     _check_shapes(student_probs, outcomes, links)
-    success, variance = observed_success(outcomes), success_noise(outcomes)
+    success, variance = observed_success(outcomes), noise.copy()
     spread = np.where(np.isnan(outcomes.terminal), 1.0 / np.maximum(outcomes.num_verified, 1), 0.0)
     for own in _from_last_to_first(student_probs, outcomes, links):
         following, place = links.next_node[own], (own, links.stratum[own])
         value = _node_values(student_probs[following], success[following], variance[following], spread[following])
-        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own)
+        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own, added)
         success[place], variance[place], spread[place] = taken.mean, taken.variance, taken.spread
-    return BackedUpSuccess(fill_unsampled(student_probs, success), variance)
+    return success, variance
 
 
 def interval_variance(
@@ -134,9 +149,10 @@ def interval_variance(
         links: Which strata lead on to other nodes.
 
     Returns:
-        That of :func:`back_up` with one success and one failure added to each sampled stratum, without a link
-        :math:`\tilde S (1 - \tilde S) / n` with :math:`\tilde S = (c + 1) / (n + 2)`. Zero where success is known; 1/12, that of any
-        success being as likely as any other, where nothing was sampled.
+        That of :func:`back_up` with one success and one failure added to what each sampled stratum rests on: without a link
+        :math:`\tilde S (1 - \tilde S) / n` with :math:`\tilde S = (c + 1) / (n + 2)`; with one, to the arrivals, and to those that leave as far
+        as the student leaves at all, :math:`1 - \rho` of either. Zero where success is known; 1/12, that of any success being as likely as any
+        other, where nothing was sampled.
 
     Raises:
         ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
@@ -144,7 +160,9 @@ def interval_variance(
     Notes:
         A gain is a sum over strata, unbiased, and so needs no prior: with this variance its normal intervals, 90 % by name, covered 88–92 %
         on both exact worlds at 16, 32 and 128 continuations a node, whatever the teacher knew. Posterior draws shrink the success of a
-        stratum towards its node's value, and with it the gain of a teacher that knows which strata differ: theirs covered 73–90 %.
+        stratum towards its node's value, and with it the gain of a teacher that knows which strata differ: theirs covered 73–90 %. Where every
+        continuation arrives at the next node none is imagined to leave: with a whole success and a failure added to those that do, intervals
+        backed up in the tree covered 93–95 % outside of nodes whose outcome is certain.
 
     References:
         Agresti and Coull (1998), Approximate is better than "exact" for interval estimation of binomial proportions.
@@ -154,12 +172,11 @@ def interval_variance(
         >>> interval_variance(np.array([[0.6, 0.3, 0.1]]), outcomes, no_links(1)).round(4).tolist()
         [[0.0938, 0.0182, 0.0833]]
     """
-    count = outcomes.num_verified
-    sampled = count > 0
-    more = StratumOutcomes(outcomes.num_correct + sampled, count + 2 * sampled, outcomes.terminal)
-    # what is divided by n + 1 in the variance of n + 2 outcomes is to be divided by n
-    variance = back_up(student_probs, more, links).variance * np.where(sampled, (count + 1) / np.maximum(count, 1), 1.0)
-    return np.where(sampled | ~np.isnan(outcomes.terminal), variance, 1.0 / 12.0)
+    count, known = outcomes.num_verified, ~np.isnan(outcomes.terminal)
+    share = (outcomes.num_correct + 1.0) / (count + 2.0)
+    own = np.where(known | (count == 0), 0.0, share * (1.0 - share) / np.maximum(count, 1))
+    _, variance = _backed_up(student_probs, outcomes, links, own, 1)
+    return np.where((count > 0) | known, variance, 1.0 / 12.0)
 
 
 def backed_up_posterior(
@@ -271,20 +288,28 @@ def _node_values(
 
 
 def _replace_arrivals(
-    value: _Values, verified: Int[np.ndarray, "own"], correct: Int[np.ndarray, "own"], links: PathLinks, own: Int[np.ndarray, "own"]
+    value: _Values,
+    verified: Int[np.ndarray, "own"],
+    correct: Int[np.ndarray, "own"],
+    links: PathLinks,
+    own: Int[np.ndarray, "own"],
+    added: int,
 ) -> _Values:
     """Success of the paths' tokens, from the values of the next nodes, those that arrive there, and those that leave."""
     stay, stay_correct, stay_prob = links.num_staying[own], links.num_staying_correct[own], links.stay_prob[own]
     share = stay_correct / np.maximum(stay, 1)
     weight = 1.0 / (1.0 + stay * value.spread)
     mean = weight * value.mean + (1.0 - weight) * share
+    arrived = (stay_correct + added) / np.maximum(stay + 2 * added, 1)
     # with one arrival its noise is unknown, and multiplied by zero below
-    noise = weight**2 * value.variance + (1.0 - weight) ** 2 * share * (1.0 - share) / np.maximum(stay - 1, 1)
-    leave, leave_correct = verified - stay, correct - stay_correct
-    pairs = np.maximum(verified * (verified - 1), 1)
-    total = leave_correct - leave * mean
-    squares = leave_correct * (1.0 - mean) ** 2 + (leave - leave_correct) * mean**2
-    variance = stay * (stay - 1) / pairs * noise + (squares - total**2 / verified) / pairs
+    noise = weight**2 * value.variance + (1.0 - weight) ** 2 * arrived * (1.0 - arrived) / np.maximum(stay - 1 + added, 1)
+    either = added * (1.0 - stay_prob)
+    leave_correct, leave_wrong = correct - stay_correct, verified - stay - (correct - stay_correct)
+    total = (leave_correct + either) * (1.0 - mean) - (leave_wrong + either) * mean
+    squares = (leave_correct + either) * (1.0 - mean) ** 2 + (leave_wrong + either) * mean**2
+    # with outcomes added the sum of n + 2 is divided by n: see interval_variance
+    leaving = (squares - total**2 / (verified + 2 * either)) / np.maximum((verified + 2 * either) * (verified - 1 + added), 1)
+    variance = stay * (stay - 1) / np.maximum(verified * (verified - 1), 1) * noise + leaving
     # the arrivals that are to be expected, not those that were seen: see the notes on weights
     spread = stay_prob**2 * value.spread / (1.0 + stay_prob * verified * value.spread) + (1.0 - stay_prob) / verified
     # the worst case where a single continuation tells nothing of its own spread, as without a next node

@@ -259,4 +259,9 @@ def _advantages(outcomes: Float[np.ndarray, "rollout"]) -> Float[np.ndarray, "ve
 
 def teacher_pushes(centred: Sequence[Float[np.ndarray, "position"]]) -> Float[np.ndarray, "rollout"]:
     """Sum of a centred per-position quantity over each response, in float64."""
-    return np.array([float(np.sum(np.asarray(values, dtype=np.float64))) for values in centred])
+    lengths = np.array([len(values) for values in centred], dtype=np.int64)
+    sums = np.zeros(len(lengths))
+    if np.any(lengths > 0):  # all responses at once: there may be very many; an empty one has no place to begin at
+        starts = np.cumsum(lengths) - lengths
+        sums[lengths > 0] = np.add.reduceat(np.concatenate(centred).astype(np.float64), starts[lengths > 0])
+    return sums

@@ -7,6 +7,7 @@ from typing import Any
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import Sample, SampleRequest
 from opdscope.pipeline.experiment import UNIT_ROWS, Experiment, unit_names
+from opdscope.pipeline.nodes import draw_further
 from opdscope.pipeline.rounds import Planned, Rounds
 from opdscope.records import TAIL, to_table
 
@@ -26,20 +27,35 @@ def sample_continuations(experiment: Experiment) -> None:
 
     They are planned with the nodes, or in rounds where the target wants it.
     """
-    nodes = {row["node_id"]: row for row in experiment.run.table("nodes").to_pylist()}
-    strata = experiment.run.table("strata").to_pylist()
+    nodes, strata = _stored(experiment)
     if experiment.config.target.kind == "each_node":
-        branches = [_Branch(nodes[row["node_id"]], row["stratum"], 0, tuple(row["forced_token_ids"])) for row in strata]
+        branches = [_Branch(nodes[key[0]], key[1], 0, tuple(row["forced_token_ids"])) for key, row in strata.items()]
         _draw(experiment, "continuations", "", branches)
         return
     rounds = Rounds(experiment.run, experiment.config)
-    forced = {(row["node_id"], row["stratum"]): row for row in strata}
     for index in itertools.count():
         planned = rounds.plan(index)
         if not planned:
             return
-        branches = [_round_branch(nodes[p.node_id], forced[p.node_id, p.stratum], p) for p in planned]
+        branches = [_round_branch(nodes[p.node_id], strata[p.node_id, p.stratum], p) for p in planned]
         _draw(experiment, f"continuations {index}" if index else "pilot continuations", f"{index:03d}-", branches)
+        if index == 0 and experiment.config.target.expand:
+            draw_further(experiment, _draws(experiment, rounds))
+            nodes, strata = _stored(experiment)
+            rounds = Rounds(experiment.run, experiment.config)
+
+
+def _stored(experiment: Experiment) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, int], dict[str, Any]]]:
+    """Nodes by id, and strata by node and index."""
+    nodes, strata = (experiment.run.table(name).to_pylist() for name in ("nodes", "strata"))
+    return {row["node_id"]: row for row in nodes}, {(row["node_id"], row["stratum"]): row for row in strata}
+
+
+def _draws(experiment: Experiment, rounds: Rounds) -> dict[str, int]:
+    """How often nodes are drawn at each question: as stored, or as the pilot says."""
+    if not experiment.run.has("draws", "000"):
+        return rounds.draws()
+    return {row["question_id"]: row["num_draws"] for row in experiment.run.table("draws").to_pylist()}
 
 
 def _round_branch(node: dict[str, Any], stratum: dict[str, Any], planned: Planned) -> _Branch:

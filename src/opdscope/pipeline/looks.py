@@ -3,9 +3,14 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
 from opdscope.summary.looks import order_of, planned_looks
+from opdscope.summary.paths import list_arrays
+from opdscope.summary.responses import READ
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ def looks(experiment: Experiment) -> Generator[Look]:
 def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
     config, run = experiment.config, experiment.run
     sizes = planned_looks(config)
-    rows = run.table("rollouts").select(["role", "rollout_index", "token_ids"]).to_pylist()
-    lengths = [len(row["token_ids"]) for row in rows if row["role"] == Role.MEASURED and row["rollout_index"] < sizes[index - 1]]
-    spent, a_rollout = sum(lengths), sum(lengths) / sizes[index - 1]
-    order = order_of(run.tables(), config)
+    tables = {name: run.table(name, columns) for name, columns in READ.items()}
+    spent = _measured_tokens(tables["rollouts"], sizes[index - 1])
+    a_rollout = spent / sizes[index - 1]
+    order = order_of(tables, config)
     if index == 1 and not run.has("forecasts", "rollouts"):
         foretold = (order.foretold if order is not None else sizes[-1]) * a_rollout
         run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
@@ -56,3 +61,10 @@ def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
         return False
     # what rollouts have cost so far foretells what the next ones will
     return config.target.tokens is None or stop * a_rollout <= config.target.tokens
+
+
+def _measured_tokens(rollouts: pa.Table, stop: int) -> int:
+    """Of the measured rollouts before an index."""
+    measured = np.array([role == Role.MEASURED for role in rollouts["role"].to_pylist()], dtype=bool)
+    lengths = np.array([len(tokens) for tokens in list_arrays(rollouts["token_ids"])], dtype=np.int64)
+    return int(np.sum(lengths[measured & (rollouts["rollout_index"].to_numpy() < stop)]))

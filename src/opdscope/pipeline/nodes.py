@@ -4,7 +4,7 @@ Everything here is decided from probabilities alone, before any continuation is 
 as many paths from correct as from incorrect rollouts, with their inclusion probabilities kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from opdscope.config import TargetedConfig
 from opdscope.core.divergences import entropy
+from opdscope.core.expansion import refined_sample
 from opdscope.core.randomness import derive_seed, generator, uniforms
 from opdscope.core.sampling import (
     Candidates,
@@ -41,15 +42,36 @@ class Path:
     path_inclusion: float
     """Chance to be chosen among the question's rollouts of this outcome."""
     inclusion: Float[np.ndarray, "position"]
-    """Inclusion probability of every position of the path."""
+    """Inclusion probability of every position of the path; at nodes of several draws what takes its place."""
 
 
 def choose_nodes(experiment: Experiment) -> None:
     """Draw paths and nodes, choose candidates, reduce every teacher's signal to strata, and plan the continuations."""
-    reader = _PathReader(experiment)
+    _draw_nodes(experiment, "nodes", "", _PathReader(experiment))
+
+
+def draw_further(experiment: Experiment, draws: Mapping[str, int]) -> None:
+    """Draw nodes so often in all at these questions, and measure those that are new as :func:`choose_nodes` does.
+
+    What becomes of the inclusion probabilities is stored first: from then on it is settled how often nodes are drawn.
+    """
+    reader = _PathReader(experiment, draws)
+    if not experiment.run.has("draws", "000"):
+        rows = [
+            {"question_id": q, "node_id": name_node(path.response, t), "num_draws": count, "inclusion": path.inclusion[t]}
+            for q, count in draws.items()
+            if count > 1
+            for path in reader.paths(q, whole=True)
+            for t in path.response.positions
+        ]
+        experiment.run.write("draws", "000", to_table("draws", rows))
+    _draw_nodes(experiment, "further nodes", "further-", reader)
+
+
+def _draw_nodes(experiment: Experiment, stage: str, prefix: str, reader: "_PathReader") -> None:
     settings = experiment.config.targeted
     blocks = experiment.question_blocks(2 * settings.paths_per_outcome * settings.nodes_per_path)
-    names = unit_names(len(blocks))
+    names = [prefix + name for name in unit_names(len(blocks))]
     prompts, nulls = teacher_prompts(experiment), null_teachers(experiment)
 
     def work(unit: int) -> int:
@@ -65,14 +87,14 @@ def choose_nodes(experiment: Experiment) -> None:
             experiment.run.write(name, names[unit], to_table(name, tables[name]))
         return sum(len(p.response.token_ids) for p in paths) * (1 + len(experiment.teachers))
 
-    experiment.run_units("nodes", "nodes", [(name, len(block)) for name, block in zip(names, blocks, strict=True)], work)
+    experiment.run_units(stage, "nodes", [(name, len(block)) for name, block in zip(names, blocks, strict=True)], work)
 
 
 class _PathReader:
-    """Draws paths and nodes from what screening stored."""
+    """Draws paths and nodes from what screening stored: those of the first draw, or what further draws bring."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, draws: Mapping[str, int] | None = None) -> None:
+        self._experiment, self._draws = experiment, draws
         self._rollouts = verified_rollouts(experiment)
         self._collision = {
             (row["question_id"], row["rollout_index"]): np.array(row["collision"])
@@ -84,7 +106,8 @@ class _PathReader:
             if row["teacher"] in experiment.teachers:
                 self._push.setdefault((row["question_id"], row["rollout_index"]), []).append(np.array(row["reverse_kl"]))
 
-    def paths(self, question_id: str) -> list[Path]:
+    def paths(self, question_id: str, whole: bool = False) -> list[Path]:
+        """The paths of a question that have such nodes; `whole` adds those of the first draw to what further draws bring."""
         settings = self._experiment.config.targeted
         seed = self._experiment.config.seed
         chosen: list[Path] = []
@@ -93,9 +116,16 @@ class _PathReader:
             push = np.array(self._push.get(key, [np.ones(len(row["token_ids"]))]))
             importance = node_importance(self._collision[key], push)
             inclusion = inclusion_probabilities(importance, settings.nodes_per_path, settings.uniform_share)
-            positions = systematic_sample(inclusion, float(generator(seed, "nodes", *key).random()))
+            start = float(generator(seed, "nodes", *key).random())
+            positions = systematic_sample(inclusion, start)
+            if self._draws is not None:
+                together, divisors = refined_sample(inclusion, start, self._draws.get(question_id, 1))
+                inclusion = inclusion.copy()
+                inclusion[together] = divisors
+                positions = together if whole else np.setdiff1d(together, positions)
             response = Response(question_id, row["rollout_index"], tuple(row["token_ids"]), tuple(int(t) for t in positions))
-            chosen.append(Path(response, outcome, path_inclusion, inclusion))
+            if len(positions):
+                chosen.append(Path(response, outcome, path_inclusion, inclusion))
         return chosen
 
 

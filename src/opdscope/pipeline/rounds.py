@@ -8,23 +8,30 @@ tokens is shared: what other questions take, and the lengths of what was drawn, 
 depend on its outcomes, by the order of its share in the run; how a question's continuations are shared out among its strata does not.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
 from opdscope.config import Config
+from opdscope.core.alignment import gain_variance, natural_gain
 from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
-from opdscope.core.success import StratumOutcomes
+from opdscope.core.expansion import best_draws, drawing_variance
+from opdscope.core.success import StratumOutcomes, mean_success, success_noise
 from opdscope.records import TAIL, Outcome, Role, to_table
 from opdscope.store import Run
 from opdscope.summary.nodes import padded, planned_counts
+from opdscope.summary.paths import list_arrays
 from opdscope.summary.split import class_weights, measure_split
-from opdscope.summary.weights import question_weights
+from opdscope.summary.weights import drawn_nodes, question_weights
 
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
+
+_MOST_DRAWS = 8
+"""Times that nodes are drawn on a path."""
 
 _LEAST_VARIANCE = 0.02
 """Of an outcome: a stratum foretold to succeed almost always is still looked at."""
@@ -47,16 +54,17 @@ class Rounds:
     def __init__(self, run: Run, config: Config) -> None:
         """Read what nodes and strata are stored; the configuration may ask for another target than the run's own."""
         self._run, self._config = run, config
-        self._rows = run.table("nodes").to_pylist()
+        self._rows = drawn_nodes({name: run.table(name) for name in ("nodes", "draws")})
         index_of = {row["node_id"]: i for i, row in enumerate(self._rows)}
-        strata = run.table("strata").to_pylist()
+        # an interrupted draw leaves strata of nodes that are not there yet
+        strata = [row for row in run.table("strata").to_pylist() if row["node_id"] in index_of]
         shape = (len(self._rows), max((row["stratum"] + 1 for row in strata), default=0))
         self._probs, self._tape = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        self._is_tail = np.zeros(shape, dtype=bool)
+        self._is_tail, self._terminal = np.zeros(shape, dtype=bool), np.full(shape, np.nan)
         for row in strata:
             place = index_of[row["node_id"]], row["stratum"]
             self._probs[place], self._is_tail[place] = row["student_prob"], row["token_id"] == TAIL
-            self._tape[place] = len(row["forced_token_ids"])
+            self._tape[place], self._terminal[place] = len(row["forced_token_ids"]), row["terminal"]
         settings = config.targeted
         self._pilot = np.where(self._tape > 0, settings.min_continuations, 0)
         self._most = np.where(self._tape > 0, settings.max_continuations, 0)
@@ -76,9 +84,13 @@ class Rounds:
     def _decide(self, index: int) -> list[Planned]:
         if index == 0:
             return self._planned(np.zeros_like(self._pilot), self._pilot)
+        have, spent, target = self._have(), self._spent(), self._config.target
+        later = self._later()
+        if index == 1 and later.any():
+            return self._planned(have, np.where(later[:, None], self._pilot, 0))
+        index -= int(later.any())  # the pilot of further nodes is no round of the budget
         if index > self._last_round() or self._out_of_time():
             return []
-        have, spent, target = self._have(), self._spent(), self._config.target
         if index == 1:
             foretold = {"stage": "continuations", "tokens": self.foretold_tokens(), "pilot_tokens": spent}
             self._run.write("forecasts", "continuations", to_table("forecasts", [foretold]))
@@ -91,6 +103,65 @@ class Rounds:
             added = self._by_split(have, min(left, float(spent))) if self._split_goes_on() else np.zeros_like(have)
         return self._planned(have, np.minimum(added, self._most - have))
 
+    def _later(self) -> Bool[np.ndarray, "node"]:
+        """Nodes that were not there when the first pilot was planned, and that there is something to sample at."""
+        rounds = self._run.table("rounds", ["round", "node_id"]).to_pylist()
+        first = {row["node_id"] for row in rounds if row["round"] == 0}
+        return (self._pilot > 0).any(axis=1) & np.array([row["node_id"] not in first for row in self._rows], dtype=bool)
+
+    def draws(self) -> dict[str, int]:
+        """How often nodes are to be drawn on the paths of each question, after the pilot of the first draw.
+
+        It is judged from the pilots at other questions alone, so that it is independent of a question's outcomes and of which of its nodes were
+        drawn, as :mod:`opdscope.core.expansion` needs it. A fold of questions has one number.
+        """
+        names = list(dict.fromkeys(row["question_id"] for row in self._rows))
+        fold = np.array([names.index(row["question_id"]) % _FOLDS for row in self._rows], dtype=np.int64)
+        weight, budget = question_weights(self._rows), float(self._config.target.tokens or 0)
+        found: dict[str, int] = {}
+        for left_out in range(min(_FOLDS, len(names))):
+            own = names[left_out::_FOLDS]
+            weights = np.where(fold == left_out, 0.0, weight)
+            noise = self._noise_of_draws(weights, budget * (len(names) - len(own)) / len(names))
+            found |= dict.fromkeys(own, best_draws(self._between(weights), noise))
+        return {name: found[name] for name in names}
+
+    def _between(self, weight: Float[np.ndarray, "node"]) -> float:
+        """Variance of the target that comes from which nodes were drawn, mean over teachers; nodes without a weight are left out."""
+        pilot = self._pilot_outcomes()
+        outcomes = StratumOutcomes(pilot.num_correct, pilot.num_verified, self._terminal)
+        with np.errstate(divide="ignore"):
+            logprobs = np.log(self._probs)
+        success, noise = mean_success(self._probs, outcomes), success_noise(outcomes)
+        signals, variances = self._signals
+        scales = np.sqrt(np.sum(weight**2 * variances, axis=1))
+        certain = np.array([row["inclusion"] >= 1.0 for row in self._rows])
+        paths: dict[tuple[str, int], list[int]] = {}
+        for i in np.flatnonzero(weight).tolist():
+            paths.setdefault((self._rows[i]["question_id"], self._rows[i]["rollout_index"]), []).append(i)
+        found = 0.0
+        for signal, scale in zip(signals, scales, strict=True):
+            if scale > 0:
+                terms = np.nan_to_num(weight * natural_gain(logprobs, signal, success)) / scale
+                errors = weight**2 * gain_variance(logprobs, signal, noise) / scale**2
+                found += sum(drawing_variance(terms[own], errors[own], certain[own]) for own in paths.values()) / len(signals)
+        return found
+
+    def _noise_of_draws(self, weight: Float[np.ndarray, "node"], budget: float) -> list[float]:
+        """Variance from continuations of one draw if the budget is shared by 1, 2, … draws; infinite where it does not pay for the pilots."""
+        use = (self._tape > 0) & (weight > 0)[:, None]
+        pilot = self._pilot_outcomes()
+        verified, noise = pilot.num_verified[use], success_noise(pilot)[use]
+        # one variance for all strata, what they have on average: the regression has looked at every question
+        mean = max(float(np.sum(verified * noise)) / max(int(verified.sum()), 1), _LEAST_VARIANCE)
+        weights, have, cost, variance = self._weights(weight)[use], self._pilot[use], self._cost[use], np.full(len(verified), mean)
+        found: list[float] = []
+        for draws in range(1, _MOST_DRAWS + 1):
+            left = budget / draws - float(np.sum(have * cost))
+            counts = have + allocate_tokens(weights, variance, have, cost, left)
+            found.append(float(np.sum(weights**2 * variance / counts)) if left >= 0 or draws == 1 else np.inf)
+        return found
+
     def foretold_tokens(self) -> float:
         """Tokens of continuations, those that are drawn included, that the target is foretold to take."""
         target, spent = self._config.target, self._spent()
@@ -100,7 +171,7 @@ class Rounds:
             case "map":
                 have = self._have()
                 added = np.minimum(self._by_width(have, np.inf), np.maximum(self._most - have, 0))
-                needed = spent + float(np.sum(added * self._cost()))
+                needed = spent + float(np.sum(added * self._cost))
             case "split":
                 needed = self._foretold_split(spent)
             case _:
@@ -112,7 +183,7 @@ class Rounds:
         target, have = self._config.target, self._have()
         open_ones = [s for s in measure_split(self._run.tables(), self._config) if s.width > target.width and s.continuations_help]
         wanted = min((split.noise_for(target.width) / split.noise for split in open_ones), default=1.0)
-        weights, variance = self._split_weights(), self._variance()
+        weights, variance = self._split_weights(), self._variance
         use = (weights > 0) & (have > 0)
 
         def noise(counts: Int[np.ndarray, "node stratum"]) -> float:
@@ -128,14 +199,15 @@ class Rounds:
         return 1 if self._config.target.kind == "map" else self._config.target.rounds
 
     def _spent(self) -> int:
-        return sum(len(tokens) for tokens in self._run.table("continuations")["token_ids"].to_pylist())
+        return sum(len(tokens) for tokens in list_arrays(self._run.table("continuations", ["token_ids"])["token_ids"]))
 
     def _have(self) -> Int[np.ndarray, "node stratum"]:
         """Continuations of each stratum that are planned so far."""
         have = np.zeros_like(self._pilot)
         places = {row["node_id"]: i for i, row in enumerate(self._rows)}
         for (node_id, stratum), count in planned_counts({name: self._run.table(name) for name in ("strata", "rounds")}).items():
-            have[places[node_id], stratum] = count
+            if node_id in places:
+                have[places[node_id], stratum] = count
         return have
 
     def _split_goes_on(self) -> bool:
@@ -167,7 +239,7 @@ class Rounds:
         return self._weights(class_weights(self._rows) * both)
 
     def _weights(self, weight: Float[np.ndarray, "node"]) -> Float[np.ndarray, "node stratum"]:
-        signals, variances = self._signals()
+        signals, variances = self._signals
         # a teacher's push over all nodes is one scale: nodes at which it pushes harder do count for more
         scales = np.sqrt(np.sum(weight**2 * variances, axis=1, keepdims=True))
         return target_weights(self._probs, signals * weight[:, None], scales)
@@ -175,13 +247,13 @@ class Rounds:
     def _by_width(self, have: Int[np.ndarray, "node stratum"], left: float) -> Int[np.ndarray, "node stratum"]:
         """At each node, for the teacher that needs most of each stratum, what the width demands; the most useful of it if that is too much."""
         target, level = self._config.target, self._config.analysis.confidence
-        signals, variances = self._signals()
+        signals, variances = self._signals
         each = [
             target_weights(self._probs, signal[None], np.sqrt(variance)[None]) for signal, variance in zip(signals, variances, strict=True)
         ]
         weights = np.max(each, axis=0)
         wanted = (target.width / (2.0 * float(ndtri(0.5 + level / 2)))) ** 2
-        variance, cost = self._variance(), self._cost()
+        variance, cost = self._variance, self._cost
         counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._config.targeted.max_continuations)
         added = np.maximum(counts - have, 0)
         if float(np.sum(added * cost)) > left:
@@ -191,56 +263,67 @@ class Rounds:
     def _greedy(self, weights: Float[np.ndarray, "node stratum"], have: Int[np.ndarray, "node stratum"], budget: float) -> np.ndarray:
         use = np.nonzero(self._tape > 0)
         added = np.zeros_like(have)
-        added[use] = allocate_tokens(weights[use], self._variance()[use], have[use], self._cost()[use], budget)
+        added[use] = allocate_tokens(weights[use], self._variance[use], have[use], self._cost[use], budget)
         return added
 
+    @functools.cached_property
     def _signals(self) -> tuple[Float[np.ndarray, "teacher node stratum"], Float[np.ndarray, "teacher node"]]:
         """Signal per stratum and its variance over the vocabulary, of every real teacher, for the objective that makes the ranking."""
         objective, places = self._config.objectives[0], {row["node_id"]: i for i, row in enumerate(self._rows)}
         names = [teacher.name for teacher in self._config.teachers]
         signals, variances = np.zeros((len(names), *self._probs.shape)), np.zeros((len(names), len(self._rows)))
-        own = [r for r in self._run.table("node_signals").to_pylist() if r["objective"] == objective and r["teacher"] in names]
+        own = [
+            r
+            for r in self._run.table("node_signals").to_pylist()
+            if r["objective"] == objective and r["teacher"] in names and r["node_id"] in places
+        ]
         for row, values in zip(own, padded([row["signal"] for row in own], self._probs.shape[1]), strict=True):
             place = names.index(row["teacher"]), places[row["node_id"]]
             signals[place], variances[place] = values, row["signal_variance"]
         finite = np.isfinite(signals).all(axis=2) & np.isfinite(variances)  # a forward-KL signal may exceed any float
         return np.where(finite[..., None], signals, 0.0), np.where(finite, variances, 0.0)
 
+    @functools.cached_property
     def _cost(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of a continuation: what was left of the node's path, known before any is drawn."""
-        length = self._lengths()
+        length = self._lengths
         left = [max(length[row["question_id"], row["rollout_index"]] - row["position"] - 1, 1) for row in self._rows]
         return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
 
+    @functools.cached_property
     def _lengths(self) -> dict[tuple[str, int], int]:
-        table = self._run.table("rollouts")
-        return {(row["question_id"], row["rollout_index"]): len(row["token_ids"]) for row in table.to_pylist()}
+        table = self._run.table("rollouts", ["question_id", "rollout_index", "token_ids"])
+        keys = zip(table["question_id"].to_pylist(), table["rollout_index"].to_pylist(), strict=True)
+        return {key: len(tokens) for key, tokens in zip(keys, list_arrays(table["token_ids"]), strict=True)}
 
+    @functools.cached_property
     def _variance(self) -> Float[np.ndarray, "node stratum"]:
-        """Variance of an outcome of each stratum, foretold from the pilot at other questions."""
+        """Variance of an outcome of each stratum, foretold from the pilot at other questions; it is asked for when the pilot is finished."""
         use = np.nonzero(self._tape > 0)
         pilot = self._pilot_outcomes()
         questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
         fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
-        success = cross_fitted_success(self._features()[use], pilot.num_correct[use], pilot.num_verified[use], fold)
+        success = cross_fitted_success(self._features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
         variance = np.zeros(self._probs.shape)
         variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
         return variance
 
     def _pilot_outcomes(self) -> StratumOutcomes:
         places = {row["node_id"]: i for i, row in enumerate(self._rows)}
+        table = self._run.table("continuations", ["node_id", "stratum", "continuation_index", "outcome"])
+        nodes = np.array([places[node_id] for node_id in table["node_id"].to_pylist()], dtype=np.int64)
+        strata, index = table["stratum"].to_numpy(), table["continuation_index"].to_numpy()
+        outcomes = np.array(table["outcome"].to_pylist(), dtype=object)
+        use = (index < self._pilot[nodes, strata]) & (outcomes != Outcome.UNVERIFIABLE)
         correct, verified = np.zeros_like(self._pilot), np.zeros_like(self._pilot)
-        columns = ["node_id", "stratum", "continuation_index", "outcome"]
-        for row in self._run.table("continuations").select(columns).to_pylist():
-            place = places[row["node_id"]], row["stratum"]
-            if row["continuation_index"] < self._pilot[place] and row["outcome"] != Outcome.UNVERIFIABLE:
-                correct[place] += row["outcome"] == Outcome.CORRECT
-                verified[place] += 1
+        np.add.at(verified, (nodes[use], strata[use]), 1)
+        np.add.at(correct, (nodes[use], strata[use]), outcomes[use] == Outcome.CORRECT)
         return StratumOutcomes(correct, verified, np.full(correct.shape, np.nan))
 
+    @functools.cached_property
     def _features(self) -> Float[np.ndarray, "node stratum feature"]:
         """What is known of a stratum for nothing: where it lies, what became of its path, how often its question is answered."""
-        length, share = self._lengths(), self._shares()
+        length, share = self._lengths, self._shares
         depth = np.array([row["position"] / max(length[row["question_id"], row["rollout_index"]], 1) for row in self._rows])
         outcome = np.array([1.0 if row["path_outcome"] == "correct" else -1.0 for row in self._rows])
         node = [np.array([share[row["question_id"]] for row in self._rows]), outcome, depth, outcome * depth]
@@ -249,10 +332,11 @@ class Rounds:
         columns = [np.repeat(values[:, None], self._probs.shape[1], axis=1) for values in node]
         return np.stack([*columns, logprob, logprob * outcome[:, None], self._is_tail.astype(np.float64)], axis=-1)
 
+    @functools.cached_property
     def _shares(self) -> dict[str, float]:
         """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
         counts: dict[str, list[int]] = {}
-        for row in self._run.table("rollouts").select(["question_id", "role", "outcome"]).to_pylist():
+        for row in self._run.table("rollouts", ["question_id", "role", "outcome"]).to_pylist():
             if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
                 counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
         return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}

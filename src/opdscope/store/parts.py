@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,14 +30,14 @@ def write_part(target: Path, table: pa.Table) -> None:
         raise RunDirectoryError(f"cannot store {target}: {error}; free some space and run the same command again, it resumes") from error
 
 
-def read_part(path: Path) -> pa.Table:
-    """A stored table.
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A stored table, or some of its columns.
 
     Raises:
         RunDirectoryError: If it cannot be read.
     """
     try:
-        return pq.ParquetFile(path).read()
+        return pq.ParquetFile(path).read(None if columns is None else list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise RunDirectoryError(f"{path} cannot be read ({error}); run the same diagnosis again, it redoes that part") from error
 

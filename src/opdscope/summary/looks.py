@@ -13,7 +13,8 @@ from opdscope.core.aggregation import simultaneous_quantile
 from opdscope.core.randomness import generator
 from opdscope.core.stopping import look_sizes, settled, spending_widths, standard_error_at
 from opdscope.records import Role
-from opdscope.summary.teachers import QuestionGains, null_of, screen_questions
+from opdscope.summary.responses import Responses, read_responses
+from opdscope.summary.teachers import QuestionGains, null_of, screen_responses
 
 Screening = Mapping[tuple[str, str], QuestionGains]
 
@@ -29,21 +30,21 @@ def planned_looks(config: Config) -> tuple[int, ...]:
 
 def screen_looks(tables: Mapping[str, pa.Table], config: Config) -> list[Screening]:
     """Screening at each finished look, the last one last; of a run without looks, or before its first one, of whatever is scored."""
-    scored = set(zip(*(tables["scores"][name].to_pylist() for name in ("question_id", "rollout_index")), strict=True))
-    counts = dict.fromkeys(tables["questions"]["question_id"].to_pylist(), 0)
-    for question_id, _ in scored:
-        counts[question_id] += 1
-    least = min(counts.values(), default=0)
-    sizes = planned_looks(config)
+    return _looks(_responses(tables, config), config)
+
+
+def _looks(responses: Responses, config: Config) -> list[Screening]:
+    scored = np.any([own.known for own in responses.scored.values()], axis=0) if responses.scored else np.zeros_like(responses.present)
+    least, sizes = int(np.min(scored.sum(axis=1), initial=responses.present.shape[1])), planned_looks(config)
     finished = [size for size in sizes if size <= least]
     if len(sizes) == 1 or not finished:
-        return [_screened(tables, config)]
-    return [_screened(rollouts_between(tables, 0, size), config) for size in finished]
+        return [screen_responses(responses)]
+    return [screen_responses(responses.between(0, size)) for size in finished]
 
 
-def _screened(tables: Mapping[str, pa.Table], config: Config) -> Screening:
+def _responses(tables: Mapping[str, pa.Table], config: Config) -> Responses:
     informing = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS] if config.analysis.control_variates else []
-    return screen_questions(tables, informing)
+    return read_responses(tables, informing)
 
 
 def rollouts_between(tables: Mapping[str, pa.Table], start: int, stop: int) -> dict[str, pa.Table]:
@@ -91,7 +92,8 @@ class Order:
 
 def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     """The order at the last finished look; None before the first one, or where no real teacher is scored."""
-    looks, sizes = screen_looks(tables, config), planned_looks(config)
+    responses, sizes = _responses(tables, config), planned_looks(config)
+    looks = _looks(responses, config)
     screened = {teacher for teacher, _ in looks[-1]}
     names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in screened]
     if not names:
@@ -103,7 +105,9 @@ def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     values, size = columns(looks[-1]), sizes[len(looks) - 1]
     width = joint_width(looks, columns, config, "order")
     state = order_state(values, width, len(names), config)
-    halves = [columns(_screened(rollouts_between(tables, *ends), config)) for ends in ((0, size // 2), (size // 2, 2 * (size // 2)))]
+    half = size // 2
+    first = looks[-2] if len(looks) > 1 and sizes[len(looks) - 2] == half else screen_responses(responses.between(0, half))
+    halves = columns(first), columns(screen_responses(responses.between(half, 2 * half)))
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):

@@ -29,7 +29,7 @@ from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, me
 from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 from opdscope.records import TAIL, Outcome
 from opdscope.summary.paths import read_links
-from opdscope.summary.weights import node_weights
+from opdscope.summary.weights import drawn_nodes, node_weights
 
 PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
@@ -89,7 +89,7 @@ def read_nodes(tables: Mapping[str, pa.Table]) -> NodeArrays:
     planned = planned_counts(tables)
     complete = [
         row
-        for row in tables["nodes"].to_pylist()
+        for row in drawn_nodes(tables)
         if all(counts.get(key, [0, 0, 0])[2] == planned[key] for s in strata[row["node_id"]] for key in [(row["node_id"], s["stratum"])])
     ]
     width = max((len(strata[row["node_id"]]) for row in complete), default=0)

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
-from opdscope.core.screening import screening_gain, teacher_pushes
+from opdscope.core.screening import screening_gain
 from opdscope.records import Outcome, Role
-from opdscope.summary.controls import Controls, corrections
+from opdscope.summary.controls import corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
-from opdscope.summary.paths import list_arrays
+from opdscope.summary.responses import Responses, Scored, read_responses
 
 
 @dataclass(frozen=True)
@@ -57,65 +57,53 @@ def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = 
         tables: Every table of the run by name.
         informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
     """
-    controls = Controls(tables, informing) if informing else None
-    rollouts, divergences = measured_rollouts(tables), _divergences(tables)
-    pushes, products = _pushes(tables, controls)
+    return screen_responses(read_responses(tables, informing))
+
+
+def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGains]:
+    """The same from responses that are read already, all of them or a part; teachers that are scored at none of them have no entry."""
+    keys = [key for key, own in responses.scored.items() if own.known.any()]
     result: dict[tuple[str, str], QuestionGains] = {}
-    for (teacher, objective), own in pushes.items():
-        gains = _gains(rollouts, own, products.get((teacher, objective)))
-        divergence = np.array([np.mean(divergences.get((teacher, question_id), np.nan)) for question_id in rollouts])
+    for (teacher, objective), gains in zip(keys, _gains(responses, keys), strict=True):
+        compared = responses.compared[teacher]
+        count, total = compared.sum(axis=1), np.sum(np.where(compared, responses.divergences[teacher], 0.0), axis=1)
+        divergence = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
     return result
 
 
-def _divergences(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], list[float]]:
-    """Reverse KL of every scored response, by teacher and question."""
-    found: dict[tuple[str, str], list[float]] = {}
-    positions = tables["teacher_positions"]
-    for row, values in zip(positions.select(["question_id", "teacher"]).to_pylist(), list_arrays(positions["reverse_kl"]), strict=True):
-        found.setdefault((row["teacher"], row["question_id"]), []).append(float(np.sum(values, dtype=np.float64)))
-    return found
-
-
-_ByRollout = dict[str, dict[int, np.ndarray]]
-"""An array by question and rollout."""
-
-
-def _pushes(
-    tables: Mapping[str, pa.Table], controls: Controls | None
-) -> tuple[dict[tuple[str, str], _ByRollout], dict[tuple[str, str], _ByRollout]]:
-    """By teacher and objective: the push of signal and gradient at each response, and their products with the control variates if there are any."""
-    pushes: dict[tuple[str, str], _ByRollout] = {}
-    products: dict[tuple[str, str], _ByRollout] = {}
-    labels = tables["scores"].select(["question_id", "rollout_index", "teacher", "objective"]).to_pylist()
-    signals, gradients = (list_arrays(tables["scores"][name]) for name in ("taken_signal", "taken_gradient"))
-    for row, *both in zip(labels, signals, gradients, strict=True):
-        key, question_id, index = (row["teacher"], row["objective"]), row["question_id"], row["rollout_index"]
-        pushes.setdefault(key, {}).setdefault(question_id, {})[index] = np.array(teacher_pushes(both), dtype=np.float64)
-        if controls is not None:
-            own = np.array([controls.products((question_id, index), values) for values in both])
-            products.setdefault(key, {}).setdefault(question_id, {})[index] = own
-    return pushes, products
-
-
-def _gains(
-    rollouts: Mapping[str, list[dict[str, Any]]], pushes: _ByRollout, products: _ByRollout | None
-) -> Float[np.ndarray, "2 question"]:
+def _gains(responses: Responses, keys: Sequence[tuple[str, str]]) -> Float[np.ndarray, "key 2 question"]:
     """Natural and Euclidean gain on every question; NaN where no rollout is scored."""
-    gains = np.full((2, len(rollouts)), np.nan)
-    scored = {q: [row for row in rows if row["rollout_index"] in pushes[q]] for q, rows in rollouts.items() if q in pushes}
-    contributions: list[Float[np.ndarray, "2 rollout"]] = []
-    places = [i for i, question_id in enumerate(rollouts) if question_id in scored]
+    gains = np.full((len(keys), 2, len(responses.present)), np.nan)
     # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
-    for place, (question_id, rows) in zip(places, scored.items(), strict=True):
-        known, own = outcome_values(rows), np.array([pushes[question_id][row["rollout_index"]] for row in rows]).T
-        gains[:, place] = screening_gain(known, own)
-        contributions.append((known - (np.nan if np.isnan(known).all() else np.nanmean(known))) * own)
-    if products is not None:
-        stacked = [np.array([products[question_id][row["rollout_index"]] for row in rows]) for question_id, rows in scored.items()]
-        for kind in range(2):
-            gains[kind, places] -= corrections([values[kind] for values in contributions], [own[:, kind] for own in stacked])
+    used = np.array([responses.scored[key].known & responses.present for key in keys]).reshape(len(keys), *responses.present.shape)
+    pushes = np.array([responses.scored[key].pushes for key in keys]).reshape(len(keys), 2, *responses.present.shape)
+    for place in np.flatnonzero(used.any(axis=(0, 2))):
+        for members in _alike(used[:, place]):
+            own = used[members[0], place]
+            gains[members, :, place] = screening_gain(responses.outcomes[place, own], pushes[members, :, place][..., own])
+    for k, key in enumerate(keys):
+        if responses.scored[key].products.shape[-1] > 0:
+            _correct(responses, responses.scored[key], used[k], gains[k])
     return gains
+
+
+def _alike(masks: Bool[np.ndarray, "key rollout"]) -> list[list[int]]:
+    """Those that are scored at the same rollouts, which nearly always are all of them; without those that are scored at none."""
+    found: dict[bytes, list[int]] = {}
+    for k in np.flatnonzero(masks.any(axis=1)).tolist():
+        found.setdefault(masks[k].tobytes(), []).append(k)
+    return list(found.values())
+
+
+def _correct(responses: Responses, own: Scored, used: Bool[np.ndarray, "question rollout"], gains: Float[np.ndarray, "2 question"]) -> None:
+    """Subtract from one teacher's gains what the control variates say."""
+    places = np.flatnonzero(used.any(axis=1))
+    known = [responses.outcomes[place, used[place]] for place in places]
+    centred = [values - (np.nan if np.isnan(values).all() else np.nanmean(values)) for values in known]
+    for kind in range(2):
+        contributions = [values * own.pushes[kind, place, used[place]] for place, values in zip(places, centred, strict=True)]
+        gains[kind, places] -= corrections(contributions, [own.products[kind, place, used[place]] for place in places])
 
 
 @dataclass(frozen=True)

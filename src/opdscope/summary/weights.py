@@ -4,7 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
+
+
+def drawn_nodes(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+    """Rows of the table `nodes`, those of a path in order of position, with the inclusion probabilities of all draws together.
+
+    Nodes that a later draw brought come after the others in the table, and change what the first ones stand for: see
+    :mod:`opdscope.core.expansion`.
+    """
+    rows = tables["nodes"].to_pylist()
+    changed = dict(zip(*(tables["draws"][name].to_pylist() for name in ("node_id", "inclusion")), strict=True))
+    if not changed:
+        return rows
+    paths = {key: place for place, key in enumerate(dict.fromkeys((row["question_id"], row["rollout_index"]) for row in rows))}
+    ordered = sorted(rows, key=lambda row: (paths[row["question_id"], row["rollout_index"]], row["position"]))
+    return [{**row, "inclusion": changed.get(row["node_id"], row["inclusion"])} for row in ordered]
 
 
 def node_weights(rows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "node"]:

@@ -1,0 +1,141 @@
+"""Every scored response as the few numbers that screening needs of it: read once, then screened for any part of the rollouts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+
+from opdscope.core.screening import teacher_pushes
+from opdscope.records import Outcome, Role
+from opdscope.summary.controls import Controls
+from opdscope.summary.paths import list_arrays
+
+_KEY = ("question_id", "rollout_index")
+
+READ: Mapping[str, tuple[str, ...]] = {
+    "questions": ("question_id",),
+    "rollouts": (*_KEY, "role", "outcome", "token_ids"),
+    "teacher_positions": (*_KEY, "teacher", "log_ratio", "reverse_kl"),
+    "scores": (*_KEY, "teacher", "objective", "taken_signal", "taken_gradient"),
+}
+"""Tables and columns that responses are read from."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One (teacher, objective) at the measured rollouts."""
+
+    known: Bool[np.ndarray, "question rollout"]
+    """Where it is scored; elsewhere the other numbers mean nothing."""
+    pushes: Float[np.ndarray, "2 question rollout"]
+    """Sum over a response of the centred signal, and of the centred gradient, at the tokens taken."""
+    products: Float[np.ndarray, "2 question rollout control"]
+    """Their products with the control variates; no controls where nothing informs."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The measured rollouts of a run: one column per rollout index."""
+
+    index: Int[np.ndarray, "rollout"]
+    """Rollout indices, rising."""
+    present: Bool[np.ndarray, "question rollout"]
+    """Where a rollout is stored."""
+    outcomes: Float[np.ndarray, "question rollout"]
+    """1 for CORRECT, 0 for INCORRECT and TRUNCATED, NaN for UNVERIFIABLE and where no rollout is stored."""
+    divergences: Mapping[str, Float[np.ndarray, "question rollout"]]
+    """By teacher: KL(student ‖ teacher) of a response in nats, NaN where it is undefined or not scored."""
+    compared: Mapping[str, Bool[np.ndarray, "question rollout"]]
+    """By teacher: where that is stored."""
+    scored: Mapping[tuple[str, str], Scored]
+    """By teacher and objective, in the order in which they were stored."""
+
+    def between(self, start: int, stop: int) -> "Responses":
+        """Those of the rollouts from index `start` up to, without, `stop`."""
+        own = slice(*np.searchsorted(self.index, [start, stop]))
+        scored = {
+            key: replace(s, known=s.known[:, own], pushes=s.pushes[:, :, own], products=s.products[:, :, own])
+            for key, s in self.scored.items()
+        }
+        return Responses(
+            self.index[own],
+            self.present[:, own],
+            self.outcomes[:, own],
+            {name: values[:, own] for name, values in self.divergences.items()},
+            {name: values[:, own] for name, values in self.compared.items()},
+            scored,
+        )
+
+
+def read_responses(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> Responses:
+    """The measured rollouts with what every teacher says of them, questions in the order of the run.
+
+    Args:
+        tables: Those of :data:`READ`.
+        informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+    """
+    rollouts = tables["rollouts"]
+    measured = [role == Role.MEASURED for role in rollouts["role"].to_pylist()]
+    rollouts = rollouts.select([*_KEY, "outcome"]).filter(pa.array(measured, pa.bool_()))
+    index, inverse = np.unique(rollouts["rollout_index"].to_numpy(), return_inverse=True)
+    question = {question_id: place for place, question_id in enumerate(tables["questions"]["question_id"].to_pylist())}
+    places = np.array([question[q] for q in rollouts["question_id"].to_pylist()], dtype=np.int64), inverse
+    shape = (len(question), len(index))
+    present, outcomes = np.zeros(shape, dtype=bool), np.full(shape, np.nan)
+    values = {Outcome.CORRECT.value: 1.0, Outcome.UNVERIFIABLE.value: np.nan}
+    present[places] = True
+    outcomes[places] = [values.get(outcome, 0.0) for outcome in rollouts["outcome"].to_pylist()]
+    reader = _Reader(question, index, shape)
+    divergences, compared = reader.divergences(tables["teacher_positions"])
+    controls = Controls(tables, informing) if informing else None
+    return Responses(index, present, outcomes, divergences, compared, reader.scored(tables["scores"], controls, len(informing)))
+
+
+class _Reader:
+    """Rows of scored responses at their places in arrays of questions and rollouts."""
+
+    def __init__(self, question: Mapping[str, int], index: Int[np.ndarray, "rollout"], shape: tuple[int, int]) -> None:
+        self._question, self._index, self._shape = question, index, shape
+
+    def _places(self, table: pa.Table) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "row"]]:
+        questions = np.array([self._question[q] for q in table["question_id"].to_pylist()], dtype=np.int64)
+        return questions, np.searchsorted(self._index, table["rollout_index"].to_numpy())
+
+    def divergences(self, table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """By teacher: KL of each response, and where it is stored."""
+        places, sums = self._places(table), teacher_pushes(list_arrays(table["reverse_kl"]))
+        found: dict[str, np.ndarray] = {}
+        compared: dict[str, np.ndarray] = {}
+        for (name,), rows in _groups(table, "teacher").items():
+            own = tuple(place[rows] for place in places)
+            found[name], compared[name] = np.full(self._shape, np.nan), np.zeros(self._shape, dtype=bool)
+            found[name][own], compared[name][own] = sums[rows], True
+        return found, compared
+
+    def scored(self, table: pa.Table, controls: Controls | None, num_controls: int) -> dict[tuple[str, str], Scored]:
+        """By teacher and objective."""
+        places, centred = self._places(table), [list_arrays(table[name]) for name in ("taken_signal", "taken_gradient")]
+        sums = np.array([teacher_pushes(values) for values in centred])
+        found: dict[tuple[str, str], Scored] = {}
+        for (teacher, objective), rows in _groups(table, "teacher", "objective").items():
+            own = tuple(place[rows] for place in places)
+            known, pushes = np.zeros(self._shape, dtype=bool), np.zeros((2, *self._shape))
+            products = np.zeros((2, *self._shape, num_controls))
+            known[own], pushes[:, own[0], own[1]] = True, sums[:, rows]
+            if controls is not None:
+                keys = table.select(list(_KEY)).take(pa.array(rows)).to_pylist()
+                for row, question, rollout, key in zip(rows, *own, keys, strict=True):
+                    rollout_key = (key["question_id"], key["rollout_index"])
+                    products[:, question, rollout] = [controls.products(rollout_key, values[row]) for values in centred]
+            found[teacher, objective] = Scored(known, pushes, products)
+        return found
+
+
+def _groups(table: pa.Table, *names: str) -> dict[tuple[str, ...], Int[np.ndarray, "own"]]:
+    """Rows of each combination of labels, in the order in which these first appear."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for row, key in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True)):
+        found.setdefault(key, []).append(row)
+    return {key: np.array(rows, dtype=np.int64) for key, rows in found.items()}
