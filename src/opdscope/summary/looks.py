@@ -42,8 +42,9 @@ def screen_looks(tables: Mapping[str, pa.Table], config: Config) -> list[Screeni
 
 
 def _screened(tables: Mapping[str, pa.Table], config: Config) -> Screening:
-    informing = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS] if config.analysis.control_variates else []
-    return screen_questions(tables, informing)
+    real = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS]
+    analysis = config.analysis
+    return screen_questions(tables, real if analysis.control_variates else [], real if analysis.fitted_values else None)
 
 
 def rollouts_between(tables: Mapping[str, pa.Table], start: int, stop: int) -> dict[str, pa.Table]:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
-from opdscope.core.screening import screening_gain, teacher_pushes
+from opdscope.core.screening import screening_gain, teacher_pushes, value_corrections
 from opdscope.records import Outcome, Role
-from opdscope.summary.controls import Controls, corrections
+from opdscope.summary.controls import Controls, corrections, fitted_values
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
 from opdscope.summary.paths import list_arrays
 
@@ -44,19 +44,27 @@ def measured_rollouts(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str
     return found
 
 
-def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> dict[tuple[str, str], QuestionGains]:
+def screen_questions(
+    tables: Mapping[str, pa.Table], informing: Sequence[str] = (), foretelling: Sequence[str] | None = None
+) -> dict[tuple[str, str], QuestionGains]:
     """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored.
 
     Args:
         tables: Every table of the run by name.
         informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+        foretelling: Teachers whose log-odds so far enter the fitted values of prefixes that take the place of the leave-one-out baseline: see
+            :mod:`opdscope.core.values`; None for that baseline.
     """
     controls = Controls(tables, informing) if informing else None
     rollouts, divergences = measured_rollouts(tables), _divergences(tables)
-    pushes, products = _pushes(tables, controls)
+    values = None
+    if foretelling is not None:
+        known = {q: {row["rollout_index"]: v for row, v in zip(rows, outcome_values(rows), strict=True)} for q, rows in rollouts.items()}
+        values = fitted_values(tables, known, foretelling) or None
+    sums = _sums(tables, controls, values)
     result: dict[tuple[str, str], QuestionGains] = {}
-    for (teacher, objective), own in pushes.items():
-        gains = _gains(rollouts, own, products.get((teacher, objective)))
+    for (teacher, objective), own in sums.items():
+        gains = _gains(rollouts, own)
         divergence = np.array([np.mean(divergences.get((teacher, question_id), np.nan)) for question_id in rollouts])
         result[teacher, objective] = QuestionGains(gains[0], gains[1], divergence)
     return result
@@ -71,44 +79,65 @@ def _divergences(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], list[f
     return found
 
 
-_ByRollout = dict[str, dict[int, np.ndarray]]
-"""An array by question and rollout."""
+@dataclass(frozen=True)
+class _Sums:
+    """What one rollout says of a teacher and an objective, of its signal and of its gradient."""
+
+    push: Float[np.ndarray, "2"]
+    """Sum over positions."""
+    weighted: Float[np.ndarray, "2"] | None
+    """The same, weighted by fitted values; None without them."""
+    products: Float[np.ndarray, "2 control"] | None
+    """Products with the control variates; None without them."""
 
 
-def _pushes(
-    tables: Mapping[str, pa.Table], controls: Controls | None
-) -> tuple[dict[tuple[str, str], _ByRollout], dict[tuple[str, str], _ByRollout]]:
-    """By teacher and objective: the push of signal and gradient at each response, and their products with the control variates if there are any."""
-    pushes: dict[tuple[str, str], _ByRollout] = {}
-    products: dict[tuple[str, str], _ByRollout] = {}
+_ByRollout = dict[str, dict[int, _Sums]]
+"""By question and rollout."""
+
+
+def _sums(
+    tables: Mapping[str, pa.Table], controls: Controls | None, values: Mapping[tuple[str, int], Float[np.ndarray, "position"]] | None
+) -> dict[tuple[str, str], _ByRollout]:
+    """By teacher and objective: what is summed over each response."""
+    found: dict[tuple[str, str], _ByRollout] = {}
     labels = tables["scores"].select(["question_id", "rollout_index", "teacher", "objective"]).to_pylist()
     signals, gradients = (list_arrays(tables["scores"][name]) for name in ("taken_signal", "taken_gradient"))
     for row, *both in zip(labels, signals, gradients, strict=True):
-        key, question_id, index = (row["teacher"], row["objective"]), row["question_id"], row["rollout_index"]
-        pushes.setdefault(key, {}).setdefault(question_id, {})[index] = np.array(teacher_pushes(both), dtype=np.float64)
-        if controls is not None:
-            own = np.array([controls.products((question_id, index), values) for values in both])
-            products.setdefault(key, {}).setdefault(question_id, {})[index] = own
-    return pushes, products
+        rollout = row["question_id"], row["rollout_index"]
+        own = _Sums(
+            push=teacher_pushes(both),
+            weighted=None if values is None else teacher_pushes([values[rollout] * pushed for pushed in both]),
+            products=None if controls is None else np.array([controls.products(rollout, pushed) for pushed in both]),
+        )
+        found.setdefault((row["teacher"], row["objective"]), {}).setdefault(rollout[0], {})[rollout[1]] = own
+    return found
 
 
-def _gains(
-    rollouts: Mapping[str, list[dict[str, Any]]], pushes: _ByRollout, products: _ByRollout | None
-) -> Float[np.ndarray, "2 question"]:
+def _gains(rollouts: Mapping[str, list[dict[str, Any]]], sums: _ByRollout) -> Float[np.ndarray, "2 question"]:
     """Natural and Euclidean gain on every question; NaN where no rollout is scored."""
     gains = np.full((2, len(rollouts)), np.nan)
-    scored = {q: [row for row in rows if row["rollout_index"] in pushes[q]] for q, rows in rollouts.items() if q in pushes}
     contributions: list[Float[np.ndarray, "2 rollout"]] = []
-    places = [i for i, question_id in enumerate(rollouts) if question_id in scored]
-    # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
-    for place, (question_id, rows) in zip(places, scored.items(), strict=True):
-        known, own = outcome_values(rows), np.array([pushes[question_id][row["rollout_index"]] for row in rows]).T
-        gains[:, place] = screening_gain(known, own)
-        contributions.append((known - (np.nan if np.isnan(known).all() else np.nanmean(known))) * own)
-    if products is not None:
-        stacked = [np.array([products[question_id][row["rollout_index"]] for row in rows]) for question_id, rows in scored.items()]
+    products: list[Float[np.ndarray, "rollout 2 control"]] = []
+    places = [i for i, question_id in enumerate(rollouts) if question_id in sums]
+    for place, question_id in zip(places, (q for q in rollouts if q in sums), strict=True):
+        # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
+        rows = [row for row in rollouts[question_id] if row["rollout_index"] in sums[question_id]]
+        own = [sums[question_id][row["rollout_index"]] for row in rows]
+        known, pushes = outcome_values(rows), np.array([one.push for one in own]).T
+        gains[:, place] = screening_gain(known, pushes)
+        contribution = (known - (np.nan if np.isnan(known).all() else np.nanmean(known))) * pushes
+        weighted = [one.weighted for one in own if one.weighted is not None]
+        if weighted:
+            taken = value_corrections(known, pushes, np.array(weighted).T)
+            gains[:, place] -= np.mean(taken, axis=-1)
+            contribution = contribution - taken
+        contributions.append(contribution)
+        stacked = [one.products for one in own if one.products is not None]
+        if stacked:
+            products.append(np.array(stacked))
+    if products:
         for kind in range(2):
-            gains[kind, places] -= corrections([values[kind] for values in contributions], [own[:, kind] for own in stacked])
+            gains[kind, places] -= corrections([values[kind] for values in contributions], [own[:, kind] for own in products])
     return gains
 
 
