@@ -93,8 +93,9 @@ def fitted_values(
     features, right, fold = [], [], []
     place = {question_id: k for k, question_id in enumerate(outcomes)}
     for key, entropy, logprob in zip(keys, *(list_arrays(positions[name]) for name in ("entropy", "logprob")), strict=True):
-        own = (values[None].astype(np.float64) for values in (entropy, logprob))
-        features.append(prefix_features(np.array([shares[key]]), *own, controls.centred(key, len(entropy))[:, None])[0])
+        student = np.stack([entropy, logprob]).astype(np.float64)[:, None]
+        own = prefix_features(np.array([shares[key]]), student[0], student[1], controls.centred(key, len(entropy))[:, None])
+        features.append(own[0])
         right.append(np.full(len(entropy), outcomes[key[0]][key[1]]))
         fold.append(np.full(len(entropy), place[key[0]] % _FOLDS))
     if len({place[q] % _FOLDS for q, index in keys if not np.isnan(outcomes[q][index])}) < 2:
