@@ -333,6 +333,27 @@ MUTATIONS = (
         "_share(success,",
         "core_weighting",
     ),
+    Mutation(
+        "fitted values leave the leave-one-out baseline in place",
+        "core/screening.py",
+        "return weighted - baseline * pushes",
+        "return weighted",
+        "core_values",
+    ),
+    Mutation(
+        "the features of a prefix know the token that is judged",
+        "core/values.py",
+        "np.cumsum(np.pad(taken[:, :-1], ((0, 0), (1, 0))), axis=-1)",
+        "np.cumsum(taken, axis=-1)",
+        "core_values",
+    ),
+    Mutation(
+        "a fitted value learns from its own fold",
+        "core/values.py",
+        "others = names != name",
+        "others = names == names",
+        "core_values",
+    ),
 )
 
 

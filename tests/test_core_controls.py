@@ -8,6 +8,8 @@ import opdscope
 from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
 from opdscope.core.divergences import reverse_kl_signal
 from opdscope.models.exact import ReasoningWorld
+from opdscope.records import to_table
+from opdscope.summary.controls import Controls
 from opdscope.summary.teachers import screen_questions
 
 
@@ -29,6 +31,11 @@ def test_products_at_different_positions_have_mean_zero_over_the_students_respon
         found[k] = zero_mean_products(h[None], f)[0]
     # four standard errors of the mean
     assert abs(found.mean()) < 4 * found.std() / np.sqrt(count)
+
+
+def test_a_teacher_without_a_context_for_a_question_informs_nothing_there() -> None:
+    controls = Controls({"teacher_positions": to_table("teacher_positions", [])}, ["shown a solution"])
+    assert controls.products(("q", 0), np.ones(3)).tolist() == [0.0]
 
 
 def test_slopes_do_not_depend_on_their_own_fold() -> None:

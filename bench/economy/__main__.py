@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "truth"))  # tables are those of docs/truth.md
 
 import allocator
+import early_ends
 import expansion
 import nodes
 import ranking
@@ -43,6 +44,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "transformer": lambda: [transformer.gains()],
     **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
+    "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
     **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],

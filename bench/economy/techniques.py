@@ -6,9 +6,9 @@ import numpy as np
 from page import Section
 from worlds import NAMES, REAL, WORLDS, Question, Rollouts, question, roll_out
 
-from opdscope.core.controls import cross_fitted_slopes
+from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
 from opdscope.core.randomness import generator
-from opdscope.core.values import cross_fitted_values
+from opdscope.core.values import cross_fitted_values, prefix_features, success_log_odds
 from opdscope.models.exact import World
 
 TEACHERS = ("good", "weak", "stylistic", "random")
@@ -83,11 +83,11 @@ def _controlled(owns: list[Question], drawn: list[Rollouts], mix: np.ndarray) ->
     contributions = [(d.outcomes - d.outcomes.mean()) * push[index].sum(axis=-1) for d, push in zip(drawn, pushes, strict=True)]
     products = []
     for push in pushes:
-        controls = np.einsum("cm,mrp->crp", mix, push)
-        products.append(controls.sum(axis=-1)[:, None] * push[index].sum(axis=-1) - np.einsum("crp,trp->ctr", controls, push[index]))
+        controls = np.einsum("cm,mrp->rcp", mix, push)
+        products.append(np.array([zero_mean_products(controls, push[t]) for t in index]))
     found = []
     for t in range(len(index)):
-        columns = np.concatenate([own[:, t].T for own in products])
+        columns = np.concatenate([own[t] for own in products])
         values = np.concatenate([own[t] for own in contributions])
         estimates = values - np.sum(cross_fitted_slopes(columns, values, folds) * columns, axis=1)
         found.append(np.mean([np.var(part) for part in np.split(estimates, len(drawn))]))
@@ -101,12 +101,10 @@ def _exact_values(own: Question, drawn: Rollouts) -> np.ndarray:
 
 def _fitted(owns: list[Question], drawn: list[Rollouts], proxy: bool) -> list[np.ndarray]:
     """Value of each prefix, from rollouts of other questions."""
-    features, outcomes, folds = [], [], []
-    for k, (own, d) in enumerate(zip(owns, drawn, strict=True)):
-        features.append(_features(own, d, proxy).reshape(-1, 7 if proxy else 5))
-        outcomes.append(np.repeat(d.outcomes, d.tokens.shape[1]))
-        folds.append(np.full(d.tokens.size, k % FOLDS))
-    found = cross_fitted_values(np.concatenate(features), np.concatenate(outcomes), np.concatenate(folds))
+    features = [_features(own, d, proxy) for own, d in zip(owns, drawn, strict=True)]
+    outcomes = np.concatenate([np.repeat(d.outcomes, d.tokens.shape[1]) for d in drawn])
+    folds = np.concatenate([np.full(d.tokens.size, k % FOLDS) for k, d in enumerate(drawn)])
+    found = cross_fitted_values(np.concatenate([own.reshape(-1, own.shape[-1]) for own in features]), outcomes, folds)
     ends = np.cumsum([d.tokens.size for d in drawn])[:-1]
     return [part.reshape(d.tokens.shape) for part, d in zip(np.split(found, ends), drawn, strict=True)]
 
@@ -115,17 +113,9 @@ def _features(own: Question, drawn: Rollouts, proxy: bool) -> np.ndarray:
     """What is known before each token: rollout × position × feature."""
     positions = np.arange(drawn.tokens.shape[1])
     logprob = own.student[positions, drawn.states, drawn.tokens]
-    before = np.cumsum(logprob, axis=1) - logprob
     entropy = -np.sum(np.exp(own.student) * own.student, axis=-1)[positions, drawn.states]
-    depth = np.broadcast_to(positions / len(positions), logprob.shape)
-    # the question's share of right rollouts; at these numbers of rollouts leaving one's own out changes nothing that shows
-    share = np.full(logprob.shape, np.log((drawn.outcomes.sum() + 0.5) / ((1 - drawn.outcomes).sum() + 0.5)))
-    columns = [share, depth, entropy, before, before * depth]
-    if proxy:
-        push = own.signal[ANSWERED][positions, drawn.states, drawn.tokens]
-        value = np.cumsum(push, axis=1) - push  # Σ (log q/p − its mean) of the tokens so far
-        columns += [value, value * depth]
-    return np.stack(columns, axis=-1)
+    ratios = own.signal[[ANSWERED] if proxy else []][:, positions, drawn.states, drawn.tokens]
+    return prefix_features(success_log_odds(drawn.outcomes), entropy, logprob, ratios)
 
 
 def continuations(num_questions: int, num_rollouts: int) -> Section:

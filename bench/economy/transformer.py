@@ -12,6 +12,13 @@ from opdscope.config import load_config
 
 QUESTIONS = 8
 
+REDUCED = {
+    "control variates": {"control_variates": True},
+    "fitted values": {"fitted_values": True},
+    "control variates and fitted values": {"control_variates": True, "fitted_values": True},
+}
+"""Switches of the analysis that lower the variance of screening."""
+
 
 def gains() -> Section:
     """Interval of each teacher's natural gain against generated tokens."""
@@ -31,8 +38,8 @@ def gains() -> Section:
             tokens = sum(len(row) for name in ("rollouts", "continuations") for row in run.table(name)["token_ids"].to_pylist())
             readings = {way: run.config}
             if way.startswith("screening"):
-                with_controls = {**run.config.model_dump(mode="json"), "analysis": {"control_variates": True}}
-                readings[f"{way}, control variates"] = load_config(with_controls)
+                for reading, analysis in REDUCED.items():
+                    readings[f"{way}, {reading}"] = load_config({**run.config.model_dump(mode="json"), "analysis": analysis})
             for reading, settings_read in readings.items():
                 for teacher in opdscope.summarize(run.tables(), settings_read).data["teachers"]:
                     if not teacher["is_null"]:

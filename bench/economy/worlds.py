@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opdscope.core.controls import zero_mean_products
 from opdscope.core.divergences import reverse_kl_signal
 from opdscope.core.randomness import generator
 from opdscope.models.exact import ReasoningWorld, TreeWorld, World
@@ -139,7 +140,7 @@ def population(world: World, num_questions: int, num_rollouts: int) -> Populatio
         drawn = roll_out(world, own, generator("economy", index).random((num_rollouts, length)))
         pushes = drawn.pushes(own)
         sums, real = pushes.sum(axis=-1), pushes[: len(REAL)]
-        products = sums[: len(REAL), None] * sums[None, : len(REAL)] - np.einsum("mrp,trp->mtr", real, real)
+        products = np.array([zero_mean_products(real.swapaxes(0, 1), own).T for own in real]).swapaxes(0, 1)
         parts.append((drawn.outcomes, sums, drawn.divergence(own), own.gains, products.astype(np.float32)))
     columns = [np.array(column) for column in zip(*parts, strict=True)]
     known = ~np.isnan(columns[3]).any(axis=1)  # in the tree a node without any range of success leaves one teacher of a question undefined

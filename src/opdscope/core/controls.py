@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 
 def zero_mean_products(
-    controls: Float[np.ndarray, "control position"], signal: Float[np.ndarray, "position"]
-) -> Float[np.ndarray, "control"]:
+    controls: Float[np.ndarray, "*batch control position"], signal: Float[np.ndarray, "*batch position"]
+) -> Float[np.ndarray, "*batch control"]:
     r"""Products of controls and a signal at different positions of one response, each with mean zero over the student's responses.
 
     Args:
@@ -29,7 +29,7 @@ def zero_mean_products(
         >>> zero_mean_products(np.array([[1.0, 2.0]]), np.array([3.0, 5.0])).tolist()
         [11.0]
     """
-    return np.sum(controls, axis=-1) * np.sum(signal) - controls @ signal
+    return np.sum(controls, axis=-1) * np.sum(signal, axis=-1)[..., None] - (controls @ signal[..., None])[..., 0]
 
 
 def cross_fitted_slopes(

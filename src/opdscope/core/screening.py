@@ -193,6 +193,30 @@ def screening_gain(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndar
     )
 
 
+def value_corrections(
+    outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"], weighted: Float[np.ndarray, "*batch rollout"]
+) -> Float[np.ndarray, "*batch rollout"]:
+    r"""What each rollout's part of a screening gain loses where fitted values of prefixes take the place of the leave-one-out baseline.
+
+    Args:
+        outcomes: As for :func:`screening_gain`.
+        pushes: As there, :math:`F_i = \sum_t f_{i,t}`.
+        weighted: The same sums weighted by the value of the prefix, :math:`\sum_t \hat V_{i,t} f_{i,t}`. The value must not depend on the
+            rollout's outcome, nor on its token t or later ones.
+
+    Returns:
+        :math:`\sum_t (\hat V_{i,t} - b_i) f_{i,t}`, with mean zero: :math:`E[f_{i,t}] = 0` given all that value and baseline depend on. So their
+        mean over *all* rollouts, the unverifiable ones included, may be subtracted from the gain.
+
+    Example:
+        >>> value_corrections(np.array([1.0, 0.0]), np.array([0.5, -0.5]), np.array([0.25, -0.25])).tolist()
+        [0.25, 0.25]
+    """
+    verified = ~np.isnan(outcomes)
+    baseline = (np.nansum(outcomes) - np.nan_to_num(outcomes)) / np.maximum(np.sum(verified) - verified, 1)
+    return weighted - baseline * pushes
+
+
 def screening_error(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"]) -> Float[np.ndarray, "*batch"]:
     r"""Standard error of :func:`screening_gain` on one question, from how its rollouts differ.
 

@@ -10,7 +10,7 @@ from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
 from opdscope.summary.looks import order_of, planned_looks
 from opdscope.summary.paths import list_arrays
-from opdscope.summary.responses import READ
+from opdscope.summary.responses import READ, READ_FITTED
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def looks(experiment: Experiment) -> Generator[Look]:
 def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
     config, run = experiment.config, experiment.run
     sizes = planned_looks(config)
-    tables = {name: run.table(name, columns) for name, columns in READ.items()}
+    tables = {name: run.table(name, columns) for name, columns in (READ_FITTED if config.analysis.fitted_values else READ).items()}
     spent = _measured_tokens(tables["rollouts"], sizes[index - 1])
     a_rollout = spent / sizes[index - 1]
     order = order_of(tables, config)

@@ -22,6 +22,10 @@ Columns = Callable[[Screening], Float[np.ndarray, "question test"]]
 """Per-question numbers whose means are tested, from the screening of one look."""
 
 
+_ALL = np.iinfo(np.int32).max
+"""Beyond every rollout index."""
+
+
 def planned_looks(config: Config) -> tuple[int, ...]:
     """Measured rollouts a question at each look that may be taken."""
     most = config.rollouts.num_rollouts
@@ -30,21 +34,30 @@ def planned_looks(config: Config) -> tuple[int, ...]:
 
 def screen_looks(tables: Mapping[str, pa.Table], config: Config) -> list[Screening]:
     """Screening at each finished look, the last one last; of a run without looks, or before its first one, of whatever is scored."""
-    return _looks(_responses(tables, config), config)
+    return _looks(*_responses(tables, config), config)
 
 
-def _looks(responses: Responses, config: Config) -> list[Screening]:
+def _looks(responses: Responses, screened: Callable[[int, int], Screening], config: Config) -> list[Screening]:
     scored = np.any([own.known for own in responses.scored.values()], axis=0) if responses.scored else np.zeros_like(responses.present)
     least, sizes = int(np.min(scored.sum(axis=1), initial=responses.present.shape[1])), planned_looks(config)
     finished = [size for size in sizes if size <= least]
     if len(sizes) == 1 or not finished:
-        return [screen_responses(responses)]
-    return [screen_responses(responses.between(0, size)) for size in finished]
+        return [screened(0, _ALL)]
+    return [screened(0, size) for size in finished]
 
 
-def _responses(tables: Mapping[str, pa.Table], config: Config) -> Responses:
-    informing = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS] if config.analysis.control_variates else []
-    return read_responses(tables, informing)
+def _responses(tables: Mapping[str, pa.Table], config: Config) -> tuple[Responses, Callable[[int, int], Screening]]:
+    """All responses, and the screening of those between two rollout indices."""
+    real = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS]
+    informing = real if config.analysis.control_variates else []
+    responses = read_responses(tables, informing)
+
+    def screened(start: int, stop: int) -> Screening:
+        if config.analysis.fitted_values:
+            return screen_questions(rollouts_between(tables, start, stop), informing, real)
+        return screen_responses(responses.between(start, stop))
+
+    return responses, screened
 
 
 def rollouts_between(tables: Mapping[str, pa.Table], start: int, stop: int) -> dict[str, pa.Table]:
@@ -92,8 +105,9 @@ class Order:
 
 def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     """The order at the last finished look; None before the first one, or where no real teacher is scored."""
-    responses, sizes = _responses(tables, config), planned_looks(config)
-    looks = _looks(responses, config)
+    sizes = planned_looks(config)
+    responses, screened_between = _responses(tables, config)
+    looks = _looks(responses, screened_between, config)
     screened = {teacher for teacher, _ in looks[-1]}
     names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in screened]
     if not names:
@@ -106,8 +120,8 @@ def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
     width = joint_width(looks, columns, config, "order")
     state = order_state(values, width, len(names), config)
     half = size // 2
-    first = looks[-2] if len(looks) > 1 and sizes[len(looks) - 2] == half else screen_responses(responses.between(0, half))
-    halves = columns(first), columns(screen_responses(responses.between(half, 2 * half)))
+    first = looks[-2] if len(looks) > 1 and sizes[len(looks) - 2] == half else screened_between(0, half)
+    halves = columns(first), columns(screened_between(half, 2 * half))
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):

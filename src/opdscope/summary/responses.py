@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from opdscope.core.screening import teacher_pushes
 from opdscope.records import Outcome, Role
-from opdscope.summary.controls import Controls
+from opdscope.summary.controls import Controls, fitted_values
 from opdscope.summary.paths import list_arrays
 
 _KEY = ("question_id", "rollout_index")
@@ -21,6 +21,10 @@ READ: Mapping[str, tuple[str, ...]] = {
     "scores": (*_KEY, "teacher", "objective", "taken_signal", "taken_gradient"),
 }
 """Tables and columns that responses are read from."""
+READ_FITTED: Mapping[str, tuple[str, ...]] = {**READ, "student_positions": (*_KEY, "entropy", "logprob")}
+"""The same where values of prefixes are fitted."""
+
+_Values = Mapping[tuple[str, int], Float[np.ndarray, "position"]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Scored:
     """Sum over a response of the centred signal, and of the centred gradient, at the tokens taken."""
     products: Float[np.ndarray, "2 question rollout control"]
     """Their products with the control variates; no controls where nothing informs."""
+    weighted: Float[np.ndarray, "2 question rollout"] | None
+    """Like the pushes, each token weighted by the fitted value of its prefix; None without fitted values."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,13 @@ class Responses:
     """By teacher and objective, in the order in which they were stored."""
 
     def between(self, start: int, stop: int) -> "Responses":
-        """Those of the rollouts from index `start` up to, without, `stop`."""
+        """Those of the rollouts from index `start` up to, without, `stop`; fitted values would be other ones.
+
+        Raises:
+            ValueError: If there are fitted values.
+        """
+        if any(own.weighted is not None for own in self.scored.values()):
+            raise ValueError("fitted values belong to the rollouts that they were fitted to; read the part anew")
         own = slice(*np.searchsorted(self.index, [start, stop]))
         scored = {
             key: replace(s, known=s.known[:, own], pushes=s.pushes[:, :, own], products=s.products[:, :, own])
@@ -69,12 +81,13 @@ class Responses:
         )
 
 
-def read_responses(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> Responses:
+def read_responses(tables: Mapping[str, pa.Table], informing: Sequence[str] = (), foretelling: Sequence[str] | None = None) -> Responses:
     """The measured rollouts with what every teacher says of them, questions in the order of the run.
 
     Args:
-        tables: Those of :data:`READ`.
+        tables: Those of :data:`READ`, or of :data:`READ_FITTED`.
         informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+        foretelling: Teachers whose log-odds so far enter the fitted values of prefixes, see :mod:`opdscope.core.values`; None for no fitted values.
     """
     rollouts = tables["rollouts"]
     measured = [role == Role.MEASURED for role in rollouts["role"].to_pylist()]
@@ -90,7 +103,11 @@ def read_responses(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()
     reader = _Reader(question, index, shape)
     divergences, compared = reader.divergences(tables["teacher_positions"])
     controls = Controls(tables, informing) if informing else None
-    return Responses(index, present, outcomes, divergences, compared, reader.scored(tables["scores"], controls, len(informing)))
+    values: _Values | None = None
+    if foretelling is not None:
+        known = {q: dict(zip(index.tolist(), outcomes[place].tolist(), strict=True)) for q, place in question.items()}
+        values = fitted_values(tables, known, foretelling) or None
+    return Responses(index, present, outcomes, divergences, compared, reader.scored(tables["scores"], controls, len(informing), values))
 
 
 class _Reader:
@@ -114,10 +131,18 @@ class _Reader:
             found[name][own], compared[name][own] = sums[rows], True
         return found, compared
 
-    def scored(self, table: pa.Table, controls: Controls | None, num_controls: int) -> dict[tuple[str, str], Scored]:
+    def scored(
+        self, table: pa.Table, controls: Controls | None, num_controls: int, values: _Values | None
+    ) -> dict[tuple[str, str], Scored]:
         """By teacher and objective."""
         places, centred = self._places(table), [list_arrays(table[name]) for name in ("taken_signal", "taken_gradient")]
-        sums = np.array([teacher_pushes(values) for values in centred])
+        sums = np.array([teacher_pushes(own) for own in centred])
+        keys = list(zip(*(table[name].to_pylist() for name in _KEY), strict=True)) if controls is not None or values is not None else []
+        of_prefixes = (
+            None
+            if values is None
+            else [teacher_pushes([values[key] * own for key, own in zip(keys, kind, strict=True)]) for kind in centred]
+        )
         found: dict[tuple[str, str], Scored] = {}
         for (teacher, objective), rows in _groups(table, "teacher", "objective").items():
             own = tuple(place[rows] for place in places)
@@ -125,11 +150,13 @@ class _Reader:
             products = np.zeros((2, *self._shape, num_controls))
             known[own], pushes[:, own[0], own[1]] = True, sums[:, rows]
             if controls is not None:
-                keys = table.select(list(_KEY)).take(pa.array(rows)).to_pylist()
-                for row, question, rollout, key in zip(rows, *own, keys, strict=True):
-                    rollout_key = (key["question_id"], key["rollout_index"])
-                    products[:, question, rollout] = [controls.products(rollout_key, values[row]) for values in centred]
-            found[teacher, objective] = Scored(known, pushes, products)
+                for row, question, rollout in zip(rows, *own, strict=True):
+                    products[:, question, rollout] = [controls.products(keys[row], kind[row]) for kind in centred]
+            weighted = None
+            if of_prefixes is not None:
+                weighted = np.zeros((2, *self._shape))
+                weighted[:, own[0], own[1]] = np.array(of_prefixes)[:, rows]
+            found[teacher, objective] = Scored(known, pushes, products, weighted)
         return found
 
 

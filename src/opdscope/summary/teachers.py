@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
-from opdscope.core.screening import screening_gain
+from opdscope.core.screening import screening_gain, value_corrections
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
@@ -50,14 +50,18 @@ def question_success(tables: Mapping[str, pa.Table]) -> dict[str, float]:
     return {name: float(np.nanmean(own)) if np.any(~np.isnan(own)) else float("nan") for name, own in outcomes.items()}
 
 
-def screen_questions(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()) -> dict[tuple[str, str], QuestionGains]:
+def screen_questions(
+    tables: Mapping[str, pa.Table], informing: Sequence[str] = (), foretelling: Sequence[str] | None = None
+) -> dict[tuple[str, str], QuestionGains]:
     """Screening gains of every teacher and objective on every question, teachers in the order in which they were stored.
 
     Args:
         tables: Every table of the run by name.
         informing: Teachers whose log-ratios serve as control variates: see :mod:`opdscope.core.controls`.
+        foretelling: Teachers whose log-odds so far enter the fitted values of prefixes that take the place of the leave-one-out baseline: see
+            :mod:`opdscope.core.values`; None for that baseline.
     """
-    return screen_responses(read_responses(tables, informing))
+    return screen_responses(read_responses(tables, informing, foretelling))
 
 
 def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGains]:
@@ -83,8 +87,9 @@ def _gains(responses: Responses, keys: Sequence[tuple[str, str]]) -> Float[np.nd
             own = used[members[0], place]
             gains[members, :, place] = screening_gain(responses.outcomes[place, own], pushes[members, :, place][..., own])
     for k, key in enumerate(keys):
-        if responses.scored[key].products.shape[-1] > 0:
-            _correct(responses, responses.scored[key], used[k], gains[k])
+        own = responses.scored[key]
+        if own.products.shape[-1] > 0 or own.weighted is not None:
+            _correct(responses, own, used[k], gains[k])
     return gains
 
 
@@ -97,13 +102,20 @@ def _alike(masks: Bool[np.ndarray, "key rollout"]) -> list[list[int]]:
 
 
 def _correct(responses: Responses, own: Scored, used: Bool[np.ndarray, "question rollout"], gains: Float[np.ndarray, "2 question"]) -> None:
-    """Subtract from one teacher's gains what the control variates say."""
+    """Subtract from one teacher's gains what fitted values and control variates say."""
     places = np.flatnonzero(used.any(axis=1))
     known = [responses.outcomes[place, used[place]] for place in places]
     centred = [values - (np.nan if np.isnan(values).all() else np.nanmean(values)) for values in known]
     for kind in range(2):
-        contributions = [values * own.pushes[kind, place, used[place]] for place, values in zip(places, centred, strict=True)]
-        gains[kind, places] -= corrections(contributions, [own.products[kind, place, used[place]] for place in places])
+        pushes = [own.pushes[kind, place, used[place]] for place in places]
+        contributions = [values * push for values, push in zip(centred, pushes, strict=True)]
+        if own.weighted is not None:
+            weighted = [own.weighted[kind, place, used[place]] for place in places]
+            taken = [value_corrections(*numbers) for numbers in zip(known, pushes, weighted, strict=True)]
+            gains[kind, places] -= [np.mean(values) for values in taken]
+            contributions = [first - second for first, second in zip(contributions, taken, strict=True)]
+        if own.products.shape[-1] > 0:
+            gains[kind, places] -= corrections(contributions, [own.products[kind, place, used[place]] for place in places])
 
 
 @dataclass(frozen=True)
