@@ -39,12 +39,19 @@ def write_page(records: Records, predictions_path: Path, real_predictions_path: 
     """Print the page, and write docs/validity.md and bench/results/validity.json."""
     from collapse_sections import collapse_sections
     from grid_sections import grid_sections
+    from null_sections import null_sections
     from page import to_markdown
     from real_sections import real_sections
     from study_sections import study_sections
 
     predictions, real = _stored(predictions_path), _stored(real_predictions_path)
-    sections = [*grid_sections(records, predictions), *study_sections(records), *collapse_sections(records), *real_sections(records, real)]
+    sections = [
+        *grid_sections(records, predictions),
+        *null_sections(records),
+        *study_sections(records),
+        *collapse_sections(records),
+        *real_sections(records, real),
+    ]
     checks = [check for section in sections for check in section.checks]
     reading = (Path(__file__).parent / "reading.md").read_text(encoding="utf-8")
     foot = f"## In all\n\nGoals met: {sum(met for _, met in checks)} of {len(checks)}.\n"
