@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import opdscope
@@ -100,3 +101,18 @@ def test_a_budget_of_tokens_ends_the_looks(tmp_path: Path) -> None:
 
 def test_other_targets_take_one_look() -> None:
     assert planned_looks(load_config({**CONFIG, "target": {"kind": "each_node"}})) == (128,)
+
+
+@pytest.mark.parametrize("controls", [False, True])
+def test_a_ranking_with_fitted_values_screens_each_look_with_values_of_its_own(controls: bool, tmp_path: Path) -> None:
+    config = {**CONFIG, "analysis": {"fitted_values": True, "control_variates": controls}}
+    run = opdscope.diagnose(config, run_dir=tmp_path / "run")
+    tables = run.tables()
+    looks, real = screen_looks(tables, run.config), ["harmful teacher", "good teacher"]
+    size = planned_looks(run.config)[len(looks) - 1]
+    alone = screen_questions(rollouts_between(tables, 0, size), real if controls else [], real)
+    plain = screen_questions(rollouts_between(tables, 0, size), real if controls else [])
+    for key, found in looks[-1].items():
+        np.testing.assert_allclose(found.natural_gain, alone[key].natural_gain)
+        assert not np.allclose(found.natural_gain, plain[key].natural_gain)
+    assert summarize(tables, run.config).data["target"]["reached"]

@@ -14,7 +14,7 @@ from opdscope.core.randomness import generator
 from opdscope.core.stopping import look_sizes, settled, spending_widths, standard_error_at
 from opdscope.records import Role
 from opdscope.summary.responses import Responses, read_responses
-from opdscope.summary.teachers import QuestionGains, null_of, screen_responses
+from opdscope.summary.teachers import QuestionGains, null_of, screen_questions, screen_responses
 
 Screening = Mapping[tuple[str, str], QuestionGains]
 

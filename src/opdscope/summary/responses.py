@@ -103,11 +103,11 @@ def read_responses(tables: Mapping[str, pa.Table], informing: Sequence[str] = ()
     reader = _Reader(question, index, shape)
     divergences, compared = reader.divergences(tables["teacher_positions"])
     controls = Controls(tables, informing) if informing else None
-    values: _Values | None = None
+    fitted: _Values | None = None
     if foretelling is not None:
         known = {q: dict(zip(index.tolist(), outcomes[place].tolist(), strict=True)) for q, place in question.items()}
-        values = fitted_values(tables, known, foretelling) or None
-    return Responses(index, present, outcomes, divergences, compared, reader.scored(tables["scores"], controls, len(informing), values))
+        fitted = fitted_values(tables, known, foretelling) or None
+    return Responses(index, present, outcomes, divergences, compared, reader.scored(tables["scores"], controls, len(informing), fitted))
 
 
 class _Reader:
