@@ -23,7 +23,8 @@ Written by `make bench-validity` from the stored records of finished training ru
 
 Embedded transformers of about 0.1 M parameters on two tasks are distilled on-policy with TRL's `DistillationTrainer`, {STEPS} Adam steps of
 {BATCH_SIZE} questions, at two learning rates ({rates}) and {len(SEEDS)} seeds; *gentle* is the small rate with {GENTLE_BATCH} questions a step
-and a warm-up. The realised change is measured on {HELD_OUT_QUESTIONS:,} held-out questions a seed, paired with the starting student under the same random numbers. Predictions come from a diagnosis of the starting student,
+and a warm-up. The realised change is measured on {HELD_OUT_QUESTIONS:,} held-out questions a seed,
+paired with the starting student under the same random numbers. Predictions come from a diagnosis of the starting student,
 before anything is trained. {used["runs"]:,} finished runs of the grid took {used["training_hours"]:.1f} hours of
 training; the studies below have runs of their own.
 
