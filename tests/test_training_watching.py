@@ -2,7 +2,9 @@
 
 import io
 import random
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -364,3 +366,28 @@ def test_a_trainer_whose_rollouts_say_nothing_is_refused(tmp_path: Path):
         check_trainer(3)
     with pytest.raises(TrainingError, match=r"the trainer samples with top_p=0.9: such rollouts are not"):
         watch(trainer(tmp_path, settings={"top_p": 0.9}), tmp_path / "log")
+
+
+def test_probes_keep_their_budget_and_one_that_would_not_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A clock on which a step takes 1 s, the first probe 8 s and each other one 2 s."""
+    now = [0.0]
+
+    def run(probe: ProbeSet, _: Any, step: int, measure: str) -> str:
+        now[0] += 8.0 if measure == "targeted" else 2.0
+        return f"{measure} at {step}"
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ProbeSet, "_run", run)
+    trained = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    probe = ProbeSet(PROBE, tmp_path, every=10, budget=0.2, measure="success", measure_first="targeted")
+    probe.begin(trained, 0)
+    taken: list[int] = []
+    for step in range(1, 201):
+        now[0] += 1.0
+        if probe.maybe(trained, step) is not None:
+            taken.append(step)
+            # the first of its kind is taken to learn its cost; from then on the share holds
+            assert len(taken) == 1 or probe.seconds <= 0.2 * now[0] + 1e-9
+    assert taken[0] == 10
+    assert taken[1] > 20  # it waited: 8 s + 2 s were spent of 20
+    assert len(taken) > 10
