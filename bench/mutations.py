@@ -354,6 +354,34 @@ MUTATIONS = (
         "others = names == names",
         "core_values",
     ),
+    Mutation(
+        "a mirrored continuation draws with the numbers themselves",
+        "core/randomness.py",
+        "np.where(mirrored, 1.0 - numbers, numbers)",
+        "np.where(mirrored, numbers, numbers)",
+        "core_coupling",
+    ),
+    Mutation(
+        "candidates that share their luck count as independent",
+        "core/coupling.py",
+        "np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, self.across * share)",
+        "np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, 0.0 * share)",
+        "core_coupling",
+    ),
+    Mutation(
+        "a pair's correlation has the wrong sign",
+        "core/coupling.py",
+        "(between - within) / (between + within)",
+        "(within - between) / (between + within)",
+        "core_coupling",
+    ),
+    Mutation(
+        "what shares its luck with the value is not taken off the noise of the ideal norm",
+        "core/alignment.py",
+        "success_variance - 2.0 * with_value + value_variance",
+        "success_variance - 1.0 * with_value + value_variance",
+        "core_coupling",
+    ),
 )
 
 

@@ -105,6 +105,17 @@ def test_no_request_and_no_position_give_no_row(tiny: LanguageModel) -> None:
     assert score(tiny, [ScoreRequest((3, 4), (5,), ())]).shape == (0, tiny.vocab_size)
 
 
+def test_a_mirrored_continuation_draws_with_one_minus_each_number(tiny: LanguageModel) -> None:
+    prompt, own = tokens(0, 6, tiny), seeds("mirror", 30)
+    request = SampleRequest(prompt, len(prompt), (), own * 2, 1, (False,) * 30 + (True,) * 30)
+    drawn = [sample.token_ids[0] for sample in TransformersSampler(tiny, 16).sample([request], 1.0)[0]]
+    logprobs, _ = plain_logprobs(tiny, prompt)
+    cumulative = logprobs[-1].double().exp().cumsum(0).numpy()
+    numbers = uniforms(np.array(own, dtype=np.uint64), np.zeros(30, dtype=np.int64))
+    expected = np.searchsorted(cumulative, np.concatenate([numbers, 1.0 - numbers]) * cumulative[-1], side="right")
+    assert np.mean(np.array(drawn) == expected) > 0.95  # a number within rounding of a bound may fall to either side
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sampled_law_is_the_scorers(tiny: LanguageModel, temperature: float) -> None:
     """The first two tokens of 4,000 continuations against the product of scored probabilities, chi-square at level 0.001."""

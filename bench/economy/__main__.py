@@ -21,6 +21,7 @@ import early_ends
 import expansion
 import nodes
 import ranking
+import shared_numbers
 import techniques
 import transformer
 from economy_page import lines_of
@@ -46,6 +47,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
+    "shared-numbers": lambda: [shared_numbers.effects(12), shared_numbers.coverage(16, 12)],
     **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],
 }

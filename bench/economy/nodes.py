@@ -12,7 +12,7 @@ from ranking import config
 from worlds import REAL, TASKS, WORLDS
 
 import opdscope
-from opdscope.config import load_config
+from opdscope.config import Config, load_config
 from opdscope.core.alignment import alignment_score, natural_gain
 from opdscope.core.allocation import allocate_tokens, target_weights
 from opdscope.core.backup import PathLinks, no_links
@@ -20,7 +20,7 @@ from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import World
 from opdscope.store import Run
-from opdscope.summary.nodes import NodeArrays, linked_posterior, measure_nodes, padded, read_nodes
+from opdscope.summary.nodes import NodeArrays, Posterior, linked_posterior, measure_nodes, node_posterior, padded, read_nodes
 from opdscope.summary.paths import read_links
 
 PER_CANDIDATE = 32
@@ -145,11 +145,23 @@ def _plug_in(nodes: NodeArrays) -> np.ndarray:
 def _estimates(exact: Exact, drawn: tuple[NodeArrays, PathLinks], back_up: bool) -> tuple[np.ndarray, np.ndarray]:
     """Teacher × node: scores, gains per deviation of the signal (each with its interval), as `node_scores` gives them."""
     nodes, links = drawn
-    settings = load_config({**exact.config.model_dump(mode="json"), "analysis": {"num_draws": 100}})
-    posterior = linked_posterior(nodes, links if back_up else no_links(len(nodes.rows)), settings)
+    posterior = linked_posterior(nodes, links if back_up else no_links(len(nodes.rows)), _settings(exact))
+    return _by_teacher(exact, nodes, posterior)
+
+
+def measured(exact: Exact) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the outcomes that the run itself has."""
+    return _by_teacher(exact, exact.nodes, node_posterior(exact.tables, exact.nodes, _settings(exact)))
+
+
+def _settings(exact: Exact) -> Config:
+    return load_config({**exact.config.model_dump(mode="json"), "analysis": {"num_draws": 100}})
+
+
+def _by_teacher(exact: Exact, nodes: NodeArrays, posterior: Posterior) -> tuple[np.ndarray, np.ndarray]:
     shape = (len(REAL), len(nodes.rows), 3)
     scores, gains = np.full(shape, np.nan), np.full(shape, np.nan)
-    for m in measure_nodes(exact.tables, nodes, posterior, settings):
+    for m in measure_nodes(exact.tables, nodes, posterior, _settings(exact)):
         if m.teacher in REAL:
             place = REAL.index(m.teacher)
             scores[place, m.index], gains[place, m.index] = m.score, m.natural_gain

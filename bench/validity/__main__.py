@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 WORK = ROOT / "runs" / "validity"
 PREDICTIONS = HERE / "predictions.json"
 REAL_PREDICTIONS = HERE / "real_model_predictions.json"
-STAGES = ("predictions", "grid", "studies", "collapse", "weights", "nulls", "real", "gentle", "further")
+STAGES = ("predictions", "grid", "studies", "collapse", "budget", "weights", "nulls", "real", "gentle", "further")
 
 
 def before(clock: str | None) -> Callable[[], bool]:
@@ -38,6 +38,7 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
     from entropy_null import run_entropy_nulls
     from main_grid import run_gentle, run_grid
     from prediction import predict
+    from probe_budget import run_probe_budgets
     from real_model import run_real_model
     from special_teachers import make_special_teachers
     from studies import run_studies
@@ -68,6 +69,8 @@ def run_stage(stage: str, records: Records, models: Path, go_on: Callable[[], bo
             run_gentle(records, models, go_on)
         case "collapse":
             run_collapses(records, models, go_on)
+        case "budget":
+            run_probe_budgets(records, models, go_on)
         case _:
             predict(FURTHER, models, WORK, PREDICTIONS)
             run_grid(records, models, go_on, further=True)

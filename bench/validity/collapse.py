@@ -103,7 +103,7 @@ def _run(arm: Arm, seed: int, models: Path, *, acts: bool) -> dict[str, Any]:
         if not acts and arm.name != HEALTHY:
             trainer.add_callback(trace)
         probe = ProbeSet(
-            _probe(arm.configuration, models),
+            probe_of(arm.configuration, models, _PROBE_QUESTIONS),
             Path(folder) / "probes",
             every=EVERY,
             budget=1.0,
@@ -141,7 +141,7 @@ def _readings(log: TrainingLog) -> list[dict[str, Any]]:
     return [{"step": step, **by_step[step]} for step in sorted(by_step)]
 
 
-def _probe(configuration: Configuration, models: Path) -> Mapping[str, Any]:
+def probe_of(configuration: Configuration, models: Path, questions: int) -> Mapping[str, Any]:
     """The diagnosis of a probe: the teacher that is trained with, as a model of its own, since the live student is no longer what it was."""
     student = STUDENTS[configuration.student]
     teacher = {**TEACHERS, **UNSOUND_TEACHERS}[configuration.teacher]
@@ -152,7 +152,7 @@ def _probe(configuration: Configuration, models: Path) -> Mapping[str, Any]:
     return {
         "student": {"model_name_or_path": student.model},
         "teachers": [{"name": "trained with", "teacher_model_name_or_path": path, "privileged_context": context}],
-        "task": {"kind": student.task, "num_questions": _PROBE_QUESTIONS, "seed": _PROBE_SEED}, "objectives": [configuration.objective],
+        "task": {"kind": student.task, "num_questions": questions, "seed": _PROBE_SEED}, "objectives": [configuration.objective],
         "rollouts": {"num_rollouts": _PROBE_ROLLOUTS, "num_demonstrations": 0, "max_completion_length": student.max_completion_length},
         "targeted": {"paths_per_outcome": 1, "nodes_per_path": 3, "continuations_per_node": 12},
         "engine": {"device": "cpu", "verifier_workers": 1}, "analysis": {"num_draws": 100},

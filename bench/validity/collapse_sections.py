@@ -5,7 +5,7 @@ from typing import Any
 
 from correlation import seed_mean
 from page import Section
-from record_names import COLLAPSE, HEALTHY, STOPPED
+from record_names import BUDGET, COLLAPSE, HEALTHY, STOPPED
 from replay import CAUTIOUS, WATCHFUL, first_stop
 from run_records import Records
 
@@ -29,7 +29,9 @@ def collapse_sections(records: Records) -> list[Section]:
     healthy = [row for row in whole if row["arm"] == HEALTHY]
     found = [_collapsing(collapsing)] if collapsing else []
     found += [_stopped(stopped)] if stopped else []
-    return found + ([_healthy(healthy)] if healthy else [])
+    found += [_healthy(healthy)] if healthy else []
+    budgets = records.rows(BUDGET)
+    return found + ([_budgets(budgets)] if budgets else [])
 
 
 def _collapsing(rows: Sequence[Mapping[str, Any]]) -> Section:
@@ -104,3 +106,36 @@ def _healthy(rows: Sequence[Mapping[str, Any]]) -> Section:
     )
     head = ["configuration", "runs", *(f"false alarms, {name}" for name in _RULES), "change of success"]
     return Section("Healthy runs, with a probe set", text, head, table, checks)
+
+
+def _budgets(rows: Sequence[Mapping[str, Any]]) -> Section:
+    table = [
+        [
+            f"{row['budget']:.0%}", row["measure"], f"{row['first_seconds']:.1f} s", f"{row['probes']} of {row['asked']}",
+            f"{row['probe_share']:.1%}", f"{row['monitor_share']:.1%}", f"{row['seconds']:.0f} s",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    within = sum(row["probe_share"] <= row["budget"] or row["probes"] == 1 for row in rows)
+    monitor = max(row["monitor_share"] for row in rows)
+    checks = [
+        (f"no probe but the first was taken beyond the budget in {within} of {len(rows)} runs, goal all", within == len(rows)),
+        (f"free monitor: at most {monitor:.2%} of the training, goal below 2 %", monitor < 0.02),
+    ]
+    text = (
+        "How much of a whole training probes take where they are asked for more often than their budget allows: the weak chain student and "
+        f"the strong teacher, {rows[0]['steps']} steps of 32 rollouts, a probe of 64 questions with 4 rollouts each asked for every 4 "
+        "steps. Timed from outside the probe set: all that happens in it, as a share of the whole call of `train`. The first probe, before "
+        "training, is taken whatever it costs, so that a training shorter than its cost over the budget goes beyond it; the next ones wait "
+        "until the share allows them."
+    )
+    head = [
+        "budget",
+        "a probe measures",
+        "first probe",
+        "probes taken, of those asked for",
+        "share of the time",
+        "free monitor",
+        "training",
+    ]
+    return Section("Probes and their budget", text, head, table, checks)

@@ -5,7 +5,7 @@ from configurations import Configuration
 GRID, WEIGHTS, CURRICULUM, RULES = "grid", "dynamic weight", "curriculum", "rules"
 SCHEDULE, NULLS = "scheduled weight", "entropy null"
 COLLAPSE, STOPPED, TOKENS, REAL = "collapse", "collapse, stopped", "token weights", "real model"
-HEALTHY = "healthy"
+BUDGET, HEALTHY = "probe budget", "healthy"
 UNWEIGHTED, WEIGHTED = "no weights", "weights of a recipe"
 SHUFFLED, LEAST_FIRST, MOST_FIRST = "shuffled", "least gain first", "most gain first"
 

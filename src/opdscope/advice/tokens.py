@@ -15,6 +15,7 @@ from opdscope.core.screening import screening_gain
 from opdscope.core.weighting import PartSums
 from opdscope.summary.nodes import padded, read_nodes
 from opdscope.summary.paths import list_arrays, read_links
+from opdscope.summary.shared_numbers import read_coupling
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 from opdscope.summary.weights import question_weights
 
@@ -172,8 +173,8 @@ def read_node_gains(tables: Mapping[str, pa.Table], teacher: str, objective: str
     }
     own = np.array([i for i, row in enumerate(nodes.rows) if row["node_id"] in signals], dtype=np.int64)
     links = read_links(tables, nodes.rows) if config.analysis.back_up else no_links(len(nodes.rows))
-    success = back_up(nodes.probs, nodes.outcomes, links)
-    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
+    success = back_up(nodes.probs, nodes.outcomes, links, read_coupling(tables, config))
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
     signal = padded([signals[nodes.rows[i]["node_id"]] for i in own], nodes.probs.shape[1])
     return NodeGains([nodes.rows[i] for i in own], natural_gain(nodes.logprobs[own], signal, success.mean[own]), ideal[own])

@@ -190,6 +190,11 @@ class TargetedConfig(_Strict):
     """Most continuations of a stratum with `target.kind` tokens, map or split."""
     min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
     """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
+    common_random_numbers: bool = False
+    """Let the continuations of a node after different candidates draw with the same random numbers: candidates then differ by what they are and
+    less by luck. The intervals know of it. Worth most where a token changes little of what follows; it can cost precision where it changes much."""
+    antithetic: bool = False
+    """Draw continuations of a candidate in pairs, the second with one minus the random numbers of the first, so that luck cancels within a pair."""
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
 

@@ -60,16 +60,18 @@ def gain_variance(
     student_logprobs: Float[np.ndarray, "*batch stratum"],
     signal: Float[np.ndarray, "*batch stratum"],
     success_variance: Float[np.ndarray, "*batch stratum"],
+    correlations: Float[np.ndarray, "*batch stratum stratum"] | None = None,
 ) -> Float[np.ndarray, "*batch"]:
-    r"""Variance of a natural gain whose strata were measured independently; with a gradient in place of the signal, of a gain.
+    r"""Variance of a natural gain; with a gradient in place of the signal, of a gain.
 
     Args:
         student_logprobs: Natural-log probabilities of the strata, summing to one.
         signal: As for :func:`natural_gain`.
         success_variance: Variance of each stratum's estimated success.
+        correlations: Of these estimates, where continuations share random numbers; None: they are independent.
 
     Returns:
-        :math:`\sum_j p_j^2 (f_j - \bar f)^2 \operatorname{Var}(\hat S_j)`.
+        :math:`\sum_j p_j^2 (f_j - \bar f)^2 \operatorname{Var}(\hat S_j)`, and the covariances where there are some.
 
     Raises:
         ShapeError: If the stratum axes differ in length.
@@ -80,16 +82,36 @@ def gain_variance(
         0.015
     """
     probs = _stratum_probs(student_logprobs, signal, success_variance)
-    weights = probs * (signal - np.sum(probs * signal, axis=-1, keepdims=True))
-    return np.sum(weights**2 * success_variance, axis=-1)
+    return variance_of_sum(probs * (signal - np.sum(probs * signal, axis=-1, keepdims=True)), success_variance, correlations)
+
+
+def variance_of_sum(
+    weights: Float[np.ndarray, "*batch stratum"],
+    variance: Float[np.ndarray, "*batch stratum"],
+    correlations: Float[np.ndarray, "*batch stratum stratum"] | None,
+) -> Float[np.ndarray, "*batch"]:
+    r"""Variance of :math:`\sum_j w_j \hat S_j`; without correlations :math:`\sum_j w_j^2 \operatorname{Var}(\hat S_j)`.
+
+    A variance that is estimated without bias may be negative; it then varies with no other.
+
+    Example:
+        >>> float(variance_of_sum(np.array([1.0, -1.0]), np.array([0.5, 0.5]), np.array([[1.0, 0.5], [0.5, 1.0]])).round(6))
+        0.5
+    """
+    alone = np.sum(weights**2 * variance, axis=-1)
+    if correlations is None:
+        return alone
+    parts = weights * np.sqrt(np.maximum(variance, 0.0))
+    return alone + np.einsum("...j,...jk,...k->...", parts, correlations, parts) - np.sum(parts**2, axis=-1)
 
 
 def advantage_variance(
     student_logprobs: Float[np.ndarray, "*batch stratum"],
     teacher_probs: Float[np.ndarray, "*batch stratum"],
     success_variance: Float[np.ndarray, "*batch stratum"],
+    correlations: Float[np.ndarray, "*batch stratum stratum"] | None = None,
 ) -> Float[np.ndarray, "*batch"]:
-    r"""Variance of a teacher advantage whose strata were measured independently, :math:`\sum_j (q_j - p_j)^2 \operatorname{Var}(\hat S_j)`.
+    r"""Variance of a teacher advantage, :math:`\sum_j (q_j - p_j)^2 \operatorname{Var}(\hat S_j)`, and covariances as in :func:`gain_variance`.
 
     Raises:
         ShapeError: If the stratum axes differ in length.
@@ -100,7 +122,7 @@ def advantage_variance(
         0.0054
     """
     probs = _stratum_probs(student_logprobs, teacher_probs, success_variance)
-    return np.sum((_normalized(teacher_probs, "teacher", may_be_undefined=True) - probs) ** 2 * success_variance, axis=-1)
+    return variance_of_sum(_normalized(teacher_probs, "teacher", may_be_undefined=True) - probs, success_variance, correlations)
 
 
 def gain(
@@ -273,6 +295,7 @@ def ideal_norm_noise(
     student_logprobs: Float[np.ndarray, "*batch stratum"],
     squared_probs: Float[np.ndarray, "*batch stratum"],
     success_variance: Float[np.ndarray, "*batch stratum"],
+    correlations: Float[np.ndarray, "*batch stratum stratum"] | None = None,
 ) -> Float[np.ndarray, "*batch"]:
     r"""What sampling noise adds, in expectation, to the squared length of an estimated ideal gradient.
 
@@ -281,6 +304,7 @@ def ideal_norm_noise(
         squared_probs: :math:`\sum_j p_j^2` over the tokens of each stratum.
         success_variance: Unbiased variance of each stratum's estimated success; strata are estimated independently, each from its own
             continuations (a stratum that borrows the node's value is not, and makes the result inexact by the order of its mass).
+        correlations: Of these estimates, where continuations share random numbers; None: they are independent.
 
     Returns:
         :math:`\sum_j s_j \operatorname{Var}(\hat S_j - \hat V)` with :math:`s_j` the squared probabilities; subtract it from the plug-in
@@ -291,15 +315,20 @@ def ideal_norm_noise(
         NormalizationError: If probabilities do not sum to one within 1e-4.
 
     Notes:
-        :math:`\operatorname{Var}(\hat S_j - \hat V) = (1 - 2 p_j) v_j + \sum_k p_k^2 v_k`.
+        :math:`\operatorname{Var}(\hat S_j - \hat V) = v_j - 2 \sum_k p_k c_{jk} + \operatorname{Var}(\hat V)` with :math:`c_{jk}` the covariances;
+        independent, :math:`(1 - 2 p_j) v_j + \sum_k p_k^2 v_k`.
 
     Example:
         >>> round(float(ideal_norm_noise(np.log([0.5, 0.5]), np.array([0.25, 0.25]), np.array([0.01, 0.01]))), 6)
         0.0025
     """
     probs = _stratum_probs(student_logprobs, squared_probs, success_variance)
-    value_variance = np.sum(probs**2 * success_variance, axis=-1, keepdims=True)
-    return np.sum(squared_probs * ((1.0 - 2.0 * probs) * success_variance + value_variance), axis=-1)
+    value_variance = variance_of_sum(probs, success_variance, correlations)[..., None]
+    with_value = probs * success_variance
+    if correlations is not None:
+        deviation = np.sqrt(np.maximum(success_variance, 0.0))
+        with_value = with_value + deviation * np.einsum("...jk,...k->...j", correlations, probs * deviation) - probs * deviation**2
+    return np.sum(squared_probs * (success_variance - 2.0 * with_value + value_variance), axis=-1)
 
 
 def _stratum_probs(student_logprobs: Float[np.ndarray, "*batch stratum"], *others: np.ndarray) -> Float[np.ndarray, "*batch stratum"]:

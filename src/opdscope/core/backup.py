@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import xlog1py, xlogy
 
+from opdscope.core.alignment import variance_of_sum
+from opdscope.core.coupling import Coupling
 from opdscope.core.success import StratumOutcomes, fill_unsampled, observed_success, posterior_success, success_noise
 from opdscope.errors import ShapeError
 
@@ -29,9 +31,9 @@ class PathLinks:
     a path, and where the path's token has no stratum to itself. What the other fields hold there is ignored."""
     stratum: Int[np.ndarray, "node"]
     """Stratum of the path's token."""
-    num_staying: Int[np.ndarray, "node"]
+    num_staying: Int[np.ndarray, "node"] | Float[np.ndarray, "node"]
     """Verified continuations of that stratum that repeat the path up to the next node."""
-    num_staying_correct: Int[np.ndarray, "node"]
+    num_staying_correct: Int[np.ndarray, "node"] | Float[np.ndarray, "node"]
     """Of these, the correct ones."""
     stay_prob: Float[np.ndarray, "node"]
     """Probability that the student, after the path's token, repeats the path up to the next node."""
@@ -58,6 +60,8 @@ class BackedUpSuccess:
     """Unbiased wherever a stratum was sampled, in [0, 1]; otherwise as in :func:`opdscope.core.success.mean_success`."""
     variance: Float[np.ndarray, "node stratum"]
     """Unbiased variance of `mean`; conventions of :func:`opdscope.core.success.success_noise`."""
+    correlations: Float[np.ndarray, "node stratum stratum"] | None = None
+    """Of `mean` within a node, where candidates share random numbers; None: independent."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,17 @@ class _Values:
     """One over the number of student samples from the node that would tell as much, judged by counts and probabilities alone; 0: known."""
 
 
-def back_up(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> BackedUpSuccess:
+def back_up(
+    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks, coupling: Coupling | None = None
+) -> BackedUpSuccess:
     r"""Success of every stratum, that of a path's own token with the values of later nodes in place of the outcomes of what arrives there.
 
     Args:
         student_probs: Student probability of each stratum, summing to one.
         outcomes: Verdicts of each node's own continuations.
         links: Which strata lead on to other nodes.
+        coupling: How outcomes go together within a node, where they share random numbers; None: they are independent. A success that is backed
+            up owes most of its noise to other nodes, and is taken to be independent of its node's others.
 
     Returns:
         Means and their variances. Strata without a link, without a verdict of their own, or with a next node at which nothing is known stay
@@ -112,8 +120,8 @@ def back_up(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumO
         >>> found.variance.round(4).tolist()
         [[0.0234, 0.0625], [0.0268, 0.0268]]
     """
-    success, variance = _backed_up(student_probs, outcomes, links, success_noise(outcomes), 0)
-    return BackedUpSuccess(fill_unsampled(student_probs, success), variance)
+    success, variance, correlations = _backed_up(student_probs, outcomes, links, success_noise(outcomes), 0, coupling)
+    return BackedUpSuccess(fill_unsampled(student_probs, success), variance, correlations)
 
 
 def _backed_up(
@@ -122,24 +130,33 @@ def _backed_up(
     links: PathLinks,
     noise: Float[np.ndarray, "node stratum"],
     added: int,
-) -> tuple[Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum"]]:
-    """Means, NaN where nothing is known, and their variances from those that the strata have by themselves.
+    coupling: Coupling | None,
+) -> tuple[Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum stratum"] | None]:
+    """Means, NaN where nothing is known, their variances from those that the strata have by themselves, and their correlations.
 
     `added` outcomes of either kind, 0 or 1, enter the variances but no mean and no weight.
     """
     _check_shapes(student_probs, outcomes, links)
-    success, variance = observed_success(outcomes), noise.copy()
+    factor = 1.0 if coupling is None else 1.0 + coupling.pair
+    success, variance = observed_success(outcomes), noise * factor
+    correlations = None
+    if coupling is not None and coupling.across:
+        counts = np.where(np.isnan(outcomes.terminal), outcomes.num_verified, 0)
+        linked = np.flatnonzero(_linked(student_probs, outcomes, links))
+        counts[linked, links.stratum[linked]] = 0
+        correlations = coupling.correlations(counts)
     spread = np.where(np.isnan(outcomes.terminal), 1.0 / np.maximum(outcomes.num_verified, 1), 0.0)
     for own in _from_last_to_first(student_probs, outcomes, links):
         following, place = links.next_node[own], (own, links.stratum[own])
-        value = _node_values(student_probs[following], success[following], variance[following], spread[following])
-        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own, added)
+        matched = None if correlations is None else correlations[following]
+        value = _node_values(student_probs[following], success[following], variance[following], spread[following], matched)
+        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own, added, factor)
         success[place], variance[place], spread[place] = taken.mean, taken.variance, taken.spread
-    return success, variance
+    return success, variance, correlations
 
 
 def interval_variance(
-    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks
+    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks, coupling: Coupling | None = None
 ) -> Float[np.ndarray, "node stratum"]:
     r"""Variance of every stratum's success as an interval needs it: never zero because a few continuations happened to agree.
 
@@ -147,6 +164,7 @@ def interval_variance(
         student_probs: Student probability of each stratum, summing to one.
         outcomes: Verdicts of each node's own continuations.
         links: Which strata lead on to other nodes.
+        coupling: As for :func:`back_up`, whose correlations go with these variances.
 
     Returns:
         That of :func:`back_up` with one success and one failure added to what each sampled stratum rests on: without a link
@@ -175,7 +193,7 @@ def interval_variance(
     count, known = outcomes.num_verified, ~np.isnan(outcomes.terminal)
     share = (outcomes.num_correct + 1.0) / (count + 2.0)
     own = np.where(known | (count == 0), 0.0, share * (1.0 - share) / np.maximum(count, 1))
-    _, variance = _backed_up(student_probs, outcomes, links, own, 1)
+    _, variance, _ = _backed_up(student_probs, outcomes, links, own, 1, coupling)
     return np.where((count > 0) | known, variance, 1.0 / 12.0)
 
 
@@ -228,7 +246,7 @@ def backed_up_posterior(
         draws[:, i] = posterior_success(one, prior_means[:, i], strengths[:, i], 1, generators[i])[0]
         if linked[i]:
             y, j = int(links.stratum[i]), int(links.next_node[i])
-            stay, stay_correct = int(links.num_staying[i]), int(links.num_staying_correct[i])
+            stay, stay_correct = float(links.num_staying[i]), float(links.num_staying_correct[i])
             value = draws[:, j] @ student_probs[j] / np.sum(student_probs[j])
             value = _resampled(value, stay_correct, stay - stay_correct, generators[i])
             correct = one.num_correct[y] - stay_correct
@@ -239,7 +257,7 @@ def backed_up_posterior(
     return draws
 
 
-def _resampled(value: Float[np.ndarray, "draw"], correct: int, wrong: int, generator: np.random.Generator) -> Float[np.ndarray, "draw"]:
+def _resampled(value: Float[np.ndarray, "draw"], correct: float, wrong: float, generator: np.random.Generator) -> Float[np.ndarray, "draw"]:
     """Draws of a chance after so many more outcomes; evenly spaced ticks, so that without any the draws stay as they are."""
     inside = np.clip(value, 1e-9, 1.0 - 1e-9)  # a chance of exactly 0 or 1 would leave no draw any weight where verdicts disagree with it
     fit = xlogy(correct, inside) + xlog1py(wrong, -inside)
@@ -280,11 +298,12 @@ def _node_values(
     success: Float[np.ndarray, "node stratum"],
     variance: Float[np.ndarray, "node stratum"],
     spread: Float[np.ndarray, "node stratum"],
+    correlations: Float[np.ndarray, "node stratum stratum"] | None,
 ) -> _Values:
     sampled = np.where(np.isnan(success), 0.0, student_probs)
     weight = sampled / np.sum(sampled, axis=-1, keepdims=True)
     mean = np.sum(weight * np.nan_to_num(success), axis=-1)
-    return _Values(mean, np.sum(weight**2 * variance, axis=-1), np.sum(weight**2 * spread, axis=-1))
+    return _Values(mean, variance_of_sum(weight, variance, correlations), np.sum(weight**2 * spread, axis=-1))
 
 
 def _replace_arrivals(
@@ -294,22 +313,26 @@ def _replace_arrivals(
     links: PathLinks,
     own: Int[np.ndarray, "own"],
     added: int,
+    factor: float,
 ) -> _Values:
-    """Success of the paths' tokens, from the values of the next nodes, those that arrive there, and those that leave."""
+    """Success of the paths' tokens, from the values of the next nodes, those that arrive there, and those that leave.
+
+    `factor` is that of the variance of a stratum's outcomes where they come in pairs.
+    """
     stay, stay_correct, stay_prob = links.num_staying[own], links.num_staying_correct[own], links.stay_prob[own]
     share = stay_correct / np.maximum(stay, 1)
     weight = 1.0 / (1.0 + stay * value.spread)
     mean = weight * value.mean + (1.0 - weight) * share
     arrived = (stay_correct + added) / np.maximum(stay + 2 * added, 1)
     # with one arrival its noise is unknown, and multiplied by zero below
-    noise = weight**2 * value.variance + (1.0 - weight) ** 2 * arrived * (1.0 - arrived) / np.maximum(stay - 1 + added, 1)
+    noise = weight**2 * value.variance + factor * (1.0 - weight) ** 2 * arrived * (1.0 - arrived) / np.maximum(stay - 1 + added, 1)
     either = added * (1.0 - stay_prob)
     leave_correct, leave_wrong = correct - stay_correct, verified - stay - (correct - stay_correct)
     total = (leave_correct + either) * (1.0 - mean) - (leave_wrong + either) * mean
     squares = (leave_correct + either) * (1.0 - mean) ** 2 + (leave_wrong + either) * mean**2
     # with outcomes added the sum of n + 2 is divided by n: see interval_variance
     leaving = (squares - total**2 / (verified + 2 * either)) / np.maximum((verified + 2 * either) * (verified - 1 + added), 1)
-    variance = stay * (stay - 1) / np.maximum(verified * (verified - 1), 1) * noise + leaving
+    variance = stay * (stay - 1) / np.maximum(verified * (verified - 1), 1) * noise + factor * leaving
     # the arrivals that are to be expected, not those that were seen: see the notes on weights
     spread = stay_prob**2 * value.spread / (1.0 + stay_prob * verified * value.spread) + (1.0 - stay_prob) / verified
     # the worst case where a single continuation tells nothing of its own spread, as without a next node

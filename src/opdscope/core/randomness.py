@@ -8,7 +8,7 @@ import hashlib
 from operator import index
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -47,12 +47,15 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def uniforms(seeds: UInt64[np.ndarray, "n"], counters: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def uniforms(
+    seeds: UInt64[np.ndarray, "n"], counters: Int[np.ndarray, "n"], mirrored: Bool[np.ndarray, "n"] | None = None
+) -> Float[np.ndarray, "n"]:
     """One uniform number per (seed, counter), by counter-based hashing: no state, any order, any batch.
 
     Args:
         seeds: 64-bit seeds, for example from :func:`derive_seed`.
         counters: Which draw of that seed, from 0; for a continuation the number of tokens it has already drawn.
+        mirrored: Where the number is taken from one, so that it is large where that of the same seed is small; None: nowhere.
 
     Returns:
         Numbers in (0, 1), never exactly 0 or 1, with 52 random bits.
@@ -67,12 +70,15 @@ def uniforms(seeds: UInt64[np.ndarray, "n"], counters: Int[np.ndarray, "n"]) -> 
     Example:
         >>> uniforms(np.array([7, 7, 8], dtype=np.uint64), np.array([0, 1, 0])).round(3).tolist()
         [0.524, 0.302, 0.926]
+        >>> uniforms(np.array([7, 7], dtype=np.uint64), np.array([0, 0]), np.array([False, True])).sum().tolist()
+        1.0
     """
     with np.errstate(over="ignore"):  # wrapping is what a hash does
         state = _finalise(np.asarray(seeds, dtype=np.uint64))
         state = _finalise(state + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     # one bit fewer than a float64 holds: with 53, adding the half would round the largest numbers to exactly 1
-    return ((state >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    numbers = ((state >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return numbers if mirrored is None else np.where(mirrored, 1.0 - numbers, numbers)
 
 
 def generator(*parts: int | str) -> np.random.Generator:

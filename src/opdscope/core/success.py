@@ -26,9 +26,9 @@ _STEPS = 100
 class StratumOutcomes:
     """Outcomes of the continuations of one node or of many (leading axes), per stratum."""
 
-    num_correct: Int[np.ndarray, "*batch stratum"]
-    """Continuations that ended CORRECT."""
-    num_verified: Int[np.ndarray, "*batch stratum"]
+    num_correct: Int[np.ndarray, "*batch stratum"] | Float[np.ndarray, "*batch stratum"]
+    """Continuations that ended CORRECT; no whole number where it stands for as many independent ones (:mod:`opdscope.core.coupling`)."""
+    num_verified: Int[np.ndarray, "*batch stratum"] | Float[np.ndarray, "*batch stratum"]
     """Continuations with a verdict: CORRECT, INCORRECT or TRUNCATED. UNVERIFIABLE ones are not counted here."""
     terminal: Float[np.ndarray, "*batch stratum"]
     """Success of a stratum whose token ends the response, 0 or 1, known without noise; NaN for all others."""

@@ -28,6 +28,13 @@ class SampleRequest:
     """One 64-bit seed per continuation; the k-th sampled token of a continuation uses `core.randomness.uniforms(seed, k)`."""
     max_new_tokens: int
     """Most tokens to sample after `forced`; 0 returns an empty, unfinished continuation at once."""
+    mirrored: tuple[bool, ...] = ()
+    """Which continuations draw with one minus each uniform of their seed: beside one with the same seed that does not, an antithetic pair.
+    Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.mirrored and len(self.mirrored) != len(self.seeds):
+            raise ValueError(f"expected one entry of mirrored for each of the {len(self.seeds)} seeds or none, got {len(self.mirrored)}")
 
 
 @dataclass(frozen=True)

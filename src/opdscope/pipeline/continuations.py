@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from opdscope.config import Config
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import Sample, SampleRequest
 from opdscope.pipeline.experiment import UNIT_ROWS, Experiment, unit_names
@@ -125,10 +126,17 @@ def _planned(experiment: Experiment, branch: _Branch) -> list[dict[str, Any]]:
             "question_id": branch.node["question_id"],
             "rollout_index": branch.node["rollout_index"],
             "position": branch.node["position"],
-            "seed": derive_seed(experiment.config.seed, "continuation", branch.node["node_id"], branch.stratum, index),
+            "seed": _seed(experiment.config, branch, index),
         }
         for index, token in enumerate(branch.forced, branch.first_index)
     ]
+
+
+def _seed(config: Config, branch: _Branch, index: int) -> int:
+    """Of one continuation; shared by all candidates of a node, and by the two of a pair, where the configuration says so."""
+    candidate = [] if config.targeted.common_random_numbers else [branch.stratum]
+    number = index // 2 if config.targeted.antithetic else index
+    return derive_seed(config.seed, "continuation", branch.node["node_id"], *candidate, number)
 
 
 def _finish(experiment: Experiment, rows: list[dict[str, Any]], paths: dict[tuple[str, int], tuple[int, ...]]) -> list[Sample]:
@@ -139,14 +147,15 @@ def _finish(experiment: Experiment, rows: list[dict[str, Any]], paths: dict[tupl
     for index, row in enumerate(rows):
         if index not in samples:
             groups.setdefault((row["node_id"], row["forced_token_id"]), []).append(index)
-    requests = []
+    requests, antithetic = [], experiment.config.targeted.antithetic
     for (_, token), members in groups.items():
         row = rows[members[0]]
         prompt = experiment.student_prompts[row["question_id"]]
         trunk = prompt + paths[row["question_id"], row["rollout_index"]]
         seeds = tuple(rows[index]["seed"] for index in members)
         room = experiment.max_length - row["position"] - 1
-        requests.append(SampleRequest(trunk, len(prompt) + row["position"], (token,), seeds, room))
+        mirrored = tuple(rows[index]["continuation_index"] % 2 == 1 for index in members) if antithetic else ()
+        requests.append(SampleRequest(trunk, len(prompt) + row["position"], (token,), seeds, room, mirrored))
     for members, group in zip(groups.values(), experiment.sample(experiment.student, requests), strict=True):
         samples.update(zip(members, group, strict=True))
     return [samples[index] for index in range(len(rows))]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,13 @@ from opdscope.core.alignment import (
     teacher_advantage,
 )
 from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance, no_links
+from opdscope.core.coupling import Coupling
 from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, mean_success, posterior_success, success_prior
 from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 from opdscope.records import TAIL, Outcome
 from opdscope.summary.paths import read_links
+from opdscope.summary.shared_numbers import read_coupling
 from opdscope.summary.weights import drawn_nodes, node_weights
 
 PATHS = ("all", "correct", "incorrect")
@@ -168,6 +170,8 @@ class Posterior:
     """Variance of success over the vocabulary in each posterior draw, which is the same for every teacher."""
     reference_spread: Float[np.ndarray, "other some"]
     """The same in the reference draws."""
+    correlations: Float[np.ndarray, "node stratum stratum"] | None = None
+    """Of what is known of a node's strata, where candidates share random numbers; None: independent."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -176,13 +180,25 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
     Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
     """
     backs_up = config.analysis.back_up and config.protocol == "default"
-    return linked_posterior(nodes, read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows)), config)
+    links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
+    return linked_posterior(nodes, links, config, read_coupling(tables, config))
 
 
-def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config) -> Posterior:
-    """Success of every stratum of every node, backed up along these links; each node's draws have their own seed."""
-    probs, outcomes, num_draws = nodes.probs, nodes.outcomes, config.analysis.num_draws
-    success = back_up(probs, outcomes, links)
+def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config, coupling: Coupling | None = None) -> Posterior:
+    """Success of every stratum of every node, backed up along these links; each node's draws have their own seed.
+
+    Draws are of what differs between candidates: with a coupling they rest on as many continuations as would tell as much of that.
+    """
+    probs, num_draws = nodes.probs, config.analysis.num_draws
+    success = back_up(probs, nodes.outcomes, links, coupling)
+    outcomes, arrivals = nodes.outcomes, links
+    if coupling is not None:
+        outcomes = coupling.effective(outcomes)
+        arrivals = replace(
+            links,
+            num_staying=links.num_staying / coupling.contrast,
+            num_staying_correct=links.num_staying_correct / coupling.contrast,
+        )
     sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
     count = len(nodes.rows)
     centres, strengths, differs = np.empty((num_draws, count)), np.empty((num_draws, count)), np.empty(count)
@@ -196,13 +212,14 @@ def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config) -> Pos
         picked = np.flatnonzero(np.isin(reference, group))
         unseen = [generator(config.seed, "prior", nodes.rows[i]["node_id"]) for i in reference[picked]]
         expected[:, picked] = _expected(prior, outcomes.at(reference[picked]), len(expected), unseen)
-    draws = backed_up_posterior(probs, outcomes, links, centres, strengths, sources)
-    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance)
+    draws = backed_up_posterior(probs, outcomes, arrivals, centres, strengths, sources)
+    noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
-    variance, spread = interval_variance(probs, outcomes, links), _spread(nodes.logprobs, draws)
+    variance, spread = interval_variance(probs, nodes.outcomes, links, coupling), _spread(nodes.logprobs, draws)
     return Posterior(
-        success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected)
-    )
+        success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected),
+        success.correlations,
+    )  # fmt: skip
 
 
 def _expected(
@@ -263,16 +280,17 @@ def _measure(
         own = index[part]
         p, squared = nodes.logprobs[own], nodes.squared_probs[own]
         mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
+        matched = None if posterior.correlations is None else posterior.correlations[own]
         level = config.analysis.confidence
         spread = posterior.spread[:, own]
         weights = tilted_weights(_features(p, signal[part], draws, spread), tilt)
         parts.append(
             [
                 shortest_interval(alignment_score(p, squared, gradient[part], norm[part], draws), weights, level),
-                _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise), level),
-                _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise), level),
+                _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise, matched), level),
+                _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise, matched), level),
                 shortest_interval(natural_alignment(p, signal[part], variance[part], draws, spread), weights, level),
-                _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise), level),
+                _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise, matched), level),
             ]
         )
     score, euclidean, natural, correlation, advantage = (np.concatenate(columns) for columns in zip(*parts, strict=True))

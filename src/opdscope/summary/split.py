@@ -14,6 +14,7 @@ from opdscope.core.alignment import gain_variance, natural_gain
 from opdscope.core.backup import back_up, no_links
 from opdscope.summary.nodes import NodeArrays, padded, read_nodes
 from opdscope.summary.paths import read_links
+from opdscope.summary.shared_numbers import read_coupling
 from opdscope.summary.weights import node_weights
 
 HARDLY = 0.1
@@ -69,7 +70,7 @@ def measure_split(tables: Mapping[str, pa.Table], config: Config) -> list[Split]
     if not nodes.rows:
         return []
     links = read_links(tables, nodes.rows) if config.analysis.back_up else no_links(len(nodes.rows))
-    success = back_up(nodes.probs, nodes.outcomes, links)
+    success = back_up(nodes.probs, nodes.outcomes, links, read_coupling(tables, config))
     index = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
     found: list[Split] = []
     for teacher in (t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS):
@@ -83,7 +84,8 @@ def measure_split(tables: Mapping[str, pa.Table], config: Config) -> list[Split]
         variance = np.array([row["signal_variance"] for row in rows])
         logprobs = nodes.logprobs[own]
         gain = natural_gain(logprobs, signal, success.mean[own])
-        noise = gain_variance(logprobs, signal, success.variance[own])
+        matched = None if success.correlations is None else success.correlations[own]
+        noise = gain_variance(logprobs, signal, success.variance[own], matched)
         found.append(_split(teacher, nodes, own, np.stack([gain, noise, variance]), config))
     return found
 

@@ -115,22 +115,22 @@ class ExactSampler:
             response = (*response, *request.forced)
             logprobs = _at(self._model.logprobs(prompt), temperature)
             start = int(_walk(self._next_states, response)[-1])
-            drawn = self._draw(logprobs, len(response), start, np.array(request.seeds, dtype=np.uint64), request.max_new_tokens)
+            drawn = self._draw(logprobs, len(response), start, request)
             results.append(drawn)
             if progress is not None:
                 progress(sum(len(sample.token_ids) for sample in drawn))
         return results
 
-    def _draw(
-        self, logprobs: Float[np.ndarray, "position state token"], position: int, state: int, seeds: np.ndarray, limit: int
-    ) -> list[Sample]:
+    def _draw(self, logprobs: Float[np.ndarray, "position state token"], position: int, state: int, request: SampleRequest) -> list[Sample]:
         """All continuations of one prefix, side by side: none ends before the answer, and all end there."""
+        seeds = np.array(request.seeds, dtype=np.uint64)
+        mirrored = np.array(request.mirrored) if request.mirrored else None
         states = np.full(len(seeds), state)
-        steps = min(limit, len(logprobs) - position)
+        steps = min(request.max_new_tokens, len(logprobs) - position)
         drawn, taken = np.zeros((len(seeds), steps), dtype=np.int64), np.zeros((len(seeds), steps))
         cumulative = np.cumsum(np.exp(logprobs), axis=-1)
         for step in range(steps):
-            numbers = uniforms(seeds, np.full(len(seeds), step)) * cumulative[position + step, states, -1]
+            numbers = uniforms(seeds, np.full(len(seeds), step), mirrored) * cumulative[position + step, states, -1]
             drawn[:, step] = np.sum(cumulative[position + step, states] <= numbers[:, None], axis=-1)
             taken[:, step] = logprobs[position + step, states, drawn[:, step]]
             states = self._next_states[position + step, states, drawn[:, step]]

@@ -21,6 +21,8 @@ class Job:
     """Tokens read before sampling starts."""
     seed: int
     """Seed of its uniforms."""
+    mirrored: bool
+    """Whether these are taken from one."""
     max_new_tokens: int
     """Most tokens to sample, at least 1."""
 
@@ -39,7 +41,7 @@ class ActiveRows:
         self._fields = np.zeros(
             capacity,
             dtype=[(name, np.int64) for name in ("trunk", "length", "known", "read", "num_forced", "limit")]
-            + [("seed", np.uint64), ("ended", bool)],
+            + [("seed", np.uint64), ("mirrored", bool), ("ended", bool)],
         )
         self._streams = np.zeros((capacity, width), dtype=np.int64)
         self._logprobs = np.zeros((capacity, width), dtype=np.float32)
@@ -51,7 +53,7 @@ class ActiveRows:
     def add(self, job: Job, trunk: int) -> None:
         """Admit a continuation whose trunk lies in slot `trunk`."""
         num_forced = len(job.forced)
-        row = (trunk, job.length, num_forced, 0, num_forced, num_forced + job.max_new_tokens, job.seed, False)
+        row = (trunk, job.length, num_forced, 0, num_forced, num_forced + job.max_new_tokens, job.seed, job.mirrored, False)
         self._fields[self.count] = row
         self._streams[self.count, :num_forced] = job.forced
         self.jobs.append(job)
@@ -64,7 +66,7 @@ class ActiveRows:
     def uniforms(self, rows: np.ndarray) -> np.ndarray:
         """The uniform number of the next draw of each of `rows`."""
         fields = self._fields[rows]
-        return uniforms(fields["seed"], fields["known"] - fields["num_forced"])
+        return uniforms(fields["seed"], fields["known"] - fields["num_forced"], fields["mirrored"])
 
     def append(self, rows: np.ndarray, token_ids: np.ndarray, logprobs: np.ndarray, eos_token_ids: np.ndarray) -> None:
         """Append a drawn token to each of `rows` and note which of them that ends."""

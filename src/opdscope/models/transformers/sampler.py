@@ -207,8 +207,9 @@ def _group(requests: Sequence[SampleRequest]) -> list[_Trunk]:
         trunk = trunks.setdefault(request.trunk, _Trunk(request.trunk))
         if not request.forced:
             trunk.last_hidden[request.length] = torch.empty(0)
-        for sample, seed in enumerate(request.seeds):
-            trunk.waiting.append(Job(index, sample, request.length, request.forced, seed, request.max_new_tokens))
+        mirrored = request.mirrored or (False,) * len(request.seeds)
+        for sample, (seed, mirror) in enumerate(zip(request.seeds, mirrored, strict=True)):
+            trunk.waiting.append(Job(index, sample, request.length, request.forced, seed, mirror, request.max_new_tokens))
     groups = [trunk for trunk in trunks.values() if trunk.waiting]
     for trunk in groups:
         trunk.waiting.reverse()
