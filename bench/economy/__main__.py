@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "truth"))  # tables are those of docs/truth.md
 
 import allocator
+import continuation_controls
 import early_ends
 import expansion
 import nodes
@@ -47,6 +48,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
+    "continuation-controls": lambda: [continuation_controls.economy(32)],
     "shared-numbers": lambda: [shared_numbers.effects(12), shared_numbers.coverage(16, 12)],
     **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],
