@@ -149,6 +149,8 @@ def test_the_pipeline_shares_numbers_as_it_is_told(tmp_path: Path) -> None:
             assert coupling is not None
             assert (coupling.pair < -0.1) == (name == "both")
             assert abs(coupling.across) > 0.0
+            said = opdscope.summarize(run.tables(), run.config)
+            assert said.data["targeted"]["shared_random_numbers"]["within_pair"] == coupling.pair
     assert outcomes["apart"].keys() == outcomes["across"].keys() == outcomes["both"].keys()
     # the first of each pair draws as that of half its index does without pairs, the second otherwise
     tails = {(row["node_id"], row["stratum"]) for row in run.table("strata").to_pylist() if row["token_id"] == TAIL}  # their tokens differ

@@ -194,7 +194,8 @@ class TargetedConfig(_Strict):
     """Let the continuations of a node after different candidates draw with the same random numbers: candidates then differ by what they are and
     less by luck. The intervals know of it. Worth most where a token changes little of what follows; it can cost precision where it changes much."""
     antithetic: bool = False
-    """Draw continuations of a candidate in pairs, the second with one minus the random numbers of the first, so that luck cancels within a pair."""
+    """Draw continuations of a candidate in pairs, the second with one minus the random numbers of the first, so that luck cancels within a pair.
+    Neither has an effect under `protocol: paper`."""
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
 

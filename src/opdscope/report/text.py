@@ -239,6 +239,11 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
             f"measured candidates: {_percent(targeted['student_mass_outside_candidates'])} of the student's probability, sampled as the tail "
             f"({_percent(targeted['student_mass_not_sampled'])} not sampled), at most {_percent(worst)} of a teacher's."
         )
+        if shared := targeted["shared_random_numbers"]:
+            lines.append(
+                f"Shared random numbers: outcomes correlate {shared['across_candidates']:+.2f} across candidates and {shared['within_pair']:+.2f} "
+                f"within pairs, worth {shared['economy']:.2f} times the continuations where candidates are compared."
+            )
     if data["truncations"]:
         lines.append(_truncated(data["truncations"]))
     for teacher in data["teachers"]:

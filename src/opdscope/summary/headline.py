@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
+from opdscope.core.coupling import Coupling
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.looks import screen_looks
 from opdscope.summary.needed import needed_to_settle, verdict_with_needed
@@ -66,7 +67,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
         posterior = node_posterior(tables, nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
-        targeted = _health(nodes, measures)
+        targeted = _health(nodes, measures, posterior.coupling)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
         truncated = truncations(tables, nodes, posterior, config)
     ranked = rank(teachers, looks, config)
@@ -180,7 +181,7 @@ def _add_targeted(
         teacher["targeted"] = teacher["objectives"][config.objectives[0]].get("targeted")
 
 
-def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures]) -> dict[str, Any]:
+def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures], coupling: Coupling | None) -> dict[str, Any]:
     tail = np.sum(np.where(nodes.is_tail, nodes.probs, 0.0), axis=-1)
     unseen = (nodes.outcomes.num_verified == 0) & np.isnan(nodes.outcomes.terminal)
     return {
@@ -192,6 +193,9 @@ def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures]) -> dict[str, An
         },
         "share_of_nodes_without_success_range": float(np.mean(~nodes.has_range)),
         "num_strata": int(np.sum(nodes.probs > 0)),
+        "shared_random_numbers": None
+        if coupling is None
+        else {"across_candidates": coupling.across, "within_pair": coupling.pair, "economy": 1.0 / coupling.contrast},
     }
 
 

@@ -172,6 +172,8 @@ class Posterior:
     """The same in the reference draws."""
     correlations: Float[np.ndarray, "node stratum stratum"] | None = None
     """Of what is known of a node's strata, where candidates share random numbers; None: independent."""
+    coupling: Coupling | None = None
+    """How outcomes go together within a node; None where continuations share no random numbers."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -218,7 +220,7 @@ def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config, coupli
     variance, spread = interval_variance(probs, nodes.outcomes, links, coupling), _spread(nodes.logprobs, draws)
     return Posterior(
         success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected),
-        success.correlations,
+        success.correlations, coupling,
     )  # fmt: skip
 
 
