@@ -1,22 +1,22 @@
 """The allocator itself: time and memory for many nodes, and its share of a run's time."""
 
+import contextlib
 import itertools
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from page import Section
 
 import opdscope
 from opdscope.core.allocation import allocate_tokens
+from opdscope.pipeline import looks
 from opdscope.pipeline.rounds import Rounds
-from opdscope.records import Role
-from opdscope.store import Run
-from opdscope.summary.looks import order_of, planned_looks, rollouts_between
-from opdscope.summary.responses import READ
 
 CHAIN: dict[str, Any] = {
     "student": {"model_name_or_path": "embedded:chain-student-weak"},
@@ -63,25 +63,23 @@ def scaling() -> Section:
     )
 
 
-def _deciding(run: Run) -> float:
-    """Seconds of all decisions of a run, each taken again from what was stored then; what is read is what is stored now."""
-    if run.config.target.kind != "rank":
-        started = time.perf_counter()
-        Rounds(run, run.config).foretold_tokens()
-        return time.perf_counter() - started
-    tables, seconds = run.tables(), 0.0
-    drawn = max(
-        row["rollout_index"] for row in tables["rollouts"].select(["role", "rollout_index"]).to_pylist() if row["role"] == Role.MEASURED
-    )
-    for size in planned_looks(run.config):
-        if size <= drawn:
-            then = rollouts_between(tables, 0, size)
+@contextlib.contextmanager
+def _deciding() -> Iterator[list[float]]:
+    """Seconds of every decision of a run, taken where it is made: whether another look is taken, and what a round draws."""
+    seconds: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
             started = time.perf_counter()
-            for name, columns in READ.items():
-                run.table(name, columns)
-            order_of(then, run.config)
-            seconds += time.perf_counter() - started
-    return seconds
+            try:
+                return function(*args)
+            finally:
+                seconds.append(time.perf_counter() - started)
+
+        return call
+
+    with mock.patch.object(looks, "_goes_on", timed(looks._goes_on)), mock.patch.object(Rounds, "plan", timed(Rounds.plan)):
+        yield seconds
 
 
 def share() -> Section:
@@ -91,13 +89,14 @@ def share() -> Section:
     targets: dict[str, dict[str, Any]] = {"rank": {"kind": "rank"}, "map": {"kind": "map", "width": 0.2}}
     for name, target in targets.items():
         with tempfile.TemporaryDirectory() as folder:
-            run = opdscope.diagnose({**CHAIN, "target": target}, run_dir=Path(folder) / "run")
+            with _deciding() as seconds:
+                run = opdscope.diagnose({**CHAIN, "target": target}, run_dir=Path(folder) / "run")
             stages = ("rollouts", "screening") if name == "rank" else ("pilot", "continuations")
             took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(stages))
             tokens = sum(
                 entry["num_tokens"] for entry in run.times() if entry["stage"].startswith(stages[-1:] if name == "rank" else stages)
             )
-            deciding = _deciding(run)
+            deciding = sum(seconds)
         rows.append([name, f"{tokens:,}", f"{took:.1f}", f"{deciding:.2f}", f"{deciding / took:.1%}"])
         checks.append((f"{name}: deciding takes under 2 % of the time of generating and scoring", deciding < 0.02 * took))
     text = (
