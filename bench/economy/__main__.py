@@ -3,6 +3,7 @@
     python bench/economy            # everything
     python bench/economy techniques # this part; the page takes the others from their last run
     python bench/economy page       # the page alone, from what has been run
+    python bench/economy pair       # a real pair of models, from folders that you name; no other part needs one
 
 Prints the tables, writes docs/economy.md and bench/results/economy/. Allocations are compared in worlds where every success is known.
 """
@@ -22,6 +23,7 @@ import early_ends
 import expansion
 import nodes
 import ranking
+import real_pair
 import shared_numbers
 import techniques
 import transformer
@@ -44,6 +46,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     **{f"stopping-{name}": lambda name=name: [ranking.stopping(name, 600)] for name in WORLDS},
     **{f"ranking-{name}": lambda name=name: [ranking.reliability(name, 16, 200)] for name in WORLDS},
     "transformer": lambda: [transformer.gains()],
+    "pair": real_pair.gains,
     **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
@@ -63,14 +66,19 @@ def main(chosen: list[str]) -> None:
         sys.exit(f"there is no part {sorted(unknown)[0]!r}; those there are: {', '.join(PARTS)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in chosen or PARTS:
-        if name == "page":
+        if name == "page" or (name == "pair" and not chosen and not real_pair.given()):
             continue
         started = time.process_time()
         sections = PARTS[name]()
         found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
-        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
+        _result(name).write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
         print("\n".join(line for section in sections for line in lines_of(section)), flush=True)
     _write_page()
+
+
+def _result(name: str) -> Path:
+    """Where a part's result is kept; that of the pair in the repository, since few can make it again."""
+    return Path(__file__).parent / "real_pair.json" if name == "pair" else RESULTS / f"{name}.json"
 
 
 def _write_page() -> None:
@@ -78,14 +86,14 @@ def _write_page() -> None:
     seconds: list[str] = []
     checks: list[bool] = []
     for name in PARTS:
-        path = RESULTS / f"{name}.json"
+        path = _result(name)
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             sections = [Section(**section) for section in found["sections"]]
             lines += [line for section in sections for line in lines_of(section)]
             checks += [bool(met) for section in sections for _, met in section.checks]
             seconds.append(f"{name} {found['seconds']}")
-    missing = [name for name in PARTS if not (RESULTS / f"{name}.json").exists()]
+    missing = [name for name in PARTS if not _result(name).exists()]
     left_out = f" Not run: {', '.join(missing)}." if missing else ""
     lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
     (ROOT / "docs" / "economy.md").write_text("\n".join(lines), encoding="utf-8")
