@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation(
         "the noise of the ideal norm ignores that V is estimated too",
         "core/alignment.py",
-        "(1.0 - 2.0 * probs)",
-        "(1.0 + 0.0 * probs)",
+        "success_variance - 2.0 * with_value + value_variance",
+        "success_variance + value_variance",
         "core_noise",
     ),
     Mutation(
@@ -378,8 +378,8 @@ MUTATIONS = (
     Mutation(
         "what shares its luck with the value is not taken off the noise of the ideal norm",
         "core/alignment.py",
-        "success_variance - 2.0 * with_value + value_variance",
-        "success_variance - 1.0 * with_value + value_variance",
+        "with_value = with_value + deviation * ",
+        "with_value = with_value + 0.0 * deviation * ",
         "core_coupling",
     ),
 )
