@@ -364,15 +364,15 @@ MUTATIONS = (
     Mutation(
         "candidates that share their luck count as independent",
         "core/coupling.py",
-        "np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, self.across * share)",
+        "np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, across * share)",
         "np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, 0.0 * share)",
         "core_coupling",
     ),
     Mutation(
         "a pair's correlation has the wrong sign",
         "core/coupling.py",
-        "(between - within) / (between + within)",
-        "(within - between) / (between + within)",
+        "_correlation(between - within, between + within)",
+        "_correlation(within - between, between + within)",
         "core_coupling",
     ),
     Mutation(

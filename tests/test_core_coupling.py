@@ -53,6 +53,21 @@ def test_correlations_are_found_again() -> None:
     assert abs(apart.across) < 0.02
 
 
+def test_candidates_cannot_all_go_against_one_another() -> None:
+    found = Coupling(across=-0.9).correlations(np.array([[5, 5, 5, 0], [5, 5, 0, 0]]))
+    assert found[0, 0, 1] == -0.5
+    assert found[1, 0, 1] == -0.9
+    assert np.all(np.linalg.eigvalsh(found) > -1e-12)
+
+
+def test_one_node_that_weighs_more_than_all_others_is_not_believed() -> None:
+    """Nodes without a correlation, and one heavy one whose few continuations happened to agree."""
+    rng = np.random.default_rng(3)
+    outcomes = [*shared_outcomes(rng, np.full((50, 2), 0.5), 6, 0.0, 0.0), np.array([[1.0, 0, 1, 0, 1, 0]] * 2)]
+    found = estimate_coupling(outcomes, [np.ones(2)] * 50 + [np.full(2, 30.0)], pairs=False, across=True)
+    assert abs(found.across) < 0.2
+
+
 def test_what_has_no_verdict_tells_nothing() -> None:
     empty = np.full((2, 4), np.nan)
     assert estimate_coupling([empty], [np.array([0.5, 0.5])], pairs=True, across=True) == Coupling()

@@ -62,7 +62,7 @@ class Readings:
         tokens = sum(len(row) for name in ("rollouts", "continuations") for row in tables[name]["token_ids"].to_pylist())
         for teacher in opdscope.summarize(tables, config).data["teachers"]:
             if not teacher["is_null"]:
-                estimate = teacher["natural_gain"] if teacher["targeted"] is None else teacher["targeted"]["all"]["natural_gain"]
+                estimate = teacher["targeted"]["all"]["natural_gain"] if "targeted" in teacher else teacher["natural_gain"]
                 cost = tokens * (10 * estimate["standard_error"] / estimate["value"]) ** 2
                 self._needed[teacher["name"], way] = cost
                 half = (estimate["high"] - estimate["low"]) / 2

@@ -39,7 +39,8 @@ class Coupling:
             counts: Continuations with a verdict; 0 where a stratum's success owes nothing to continuations of its own.
 
         Returns:
-            One on the diagonal; elsewhere :math:`\rho \min(n_j, n_k) / \sqrt{n_j n_k}`, since so many of the continuations are matched.
+            One on the diagonal; elsewhere :math:`\rho \min(n_j, n_k) / \sqrt{n_j n_k}`, since so many of the continuations are matched, with
+            :math:`\rho \ge -1 / (m - 1)` at a node of m sampled strata: no more can all go against one another.
 
         Example:
             >>> Coupling(across=0.5).correlations(np.array([[4, 1, 0]])).tolist()
@@ -47,7 +48,9 @@ class Coupling:
         """
         one, other = counts[..., :, None], counts[..., None, :]
         share = np.minimum(one, other) / np.sqrt(np.maximum(one * other, 1))
-        return np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, self.across * share)
+        sampled = np.sum(counts > 0, axis=-1)[..., None, None]
+        across = np.maximum(self.across, -1.0 / np.maximum(sampled - 1, 1))
+        return np.where(np.eye(counts.shape[-1], dtype=bool), 1.0, across * share)
 
     def effective(self, outcomes: StratumOutcomes) -> StratumOutcomes:
         """Outcomes with the counts of independent continuations that would tell as much about differences between candidates.
@@ -83,9 +86,12 @@ def estimate_coupling(
         Of pairs: with s² the variance of a stratum's pair means and w the mean of :math:`(R - R')^2 / 2` within its pairs,
         :math:`1 + \rho = 4 s^2 / (2 s^2 + w)`, sums over strata above and below. Across: sample covariances of matched means over
         :math:`\sqrt{v_j v_k}` with :math:`v = \tilde S (1 - \tilde S)` the variance of one outcome, half of it times :math:`1 + \rho` that of the
-        mean of a pair; both summed over pairs of strata with weights :math:`w_j w_k`.
+        mean of a pair; both summed over pairs of strata with weights :math:`w_j w_k`. Each is multiplied by the positive part of
+        :math:`1 - \operatorname{se}^2 / \rho^2`, its standard error by the jackknife over nodes, so that a run of few nodes finds no
+        correlation in its noise.
 
     References:
+        James and Stein (1961), Estimation with quadratic loss;
         Owen (2013), Monte Carlo theory, methods and examples, chapter 8 (antithetics, common random numbers).
 
     Example:
@@ -98,8 +104,8 @@ def estimate_coupling(
     pair = _pair_correlation(outcomes) if pairs else 0.0
     if not across:
         return Coupling(pair)
-    shared = matched = 0.0
-    for own, weight in zip(outcomes, weights, strict=True):
+    shared, matched = np.zeros((2, len(outcomes)))
+    for i, (own, weight) in enumerate(zip(outcomes, weights, strict=True)):
         units = _pair_means(own) if pairs else own
         deviation = np.sqrt(_smoothed_variance(own) * ((1.0 + pair) / 2.0 if pairs else 1.0))
         for j in range(len(own)):
@@ -107,21 +113,34 @@ def estimate_coupling(
                 both = ~np.isnan(units[j]) & ~np.isnan(units[k])
                 if both.sum() > 1:
                     product = weight[j] * weight[k]
-                    shared += product * float(np.cov(units[j, both], units[k, both])[0, 1])
-                    matched += product * float(deviation[j] * deviation[k])
-    return Coupling(pair, float(np.clip(shared / matched, -_MOST, _MOST)) if matched > 0 else 0.0)
+                    shared[i] += product * float(np.cov(units[j, both], units[k, both])[0, 1])
+                    matched[i] += product * float(deviation[j] * deviation[k])
+    return Coupling(pair, _correlation(shared, matched))
 
 
 def _pair_correlation(outcomes: Sequence[Float[np.ndarray, "stratum continuation"]]) -> float:
-    between = within = 0.0
-    for own in outcomes:
-        first, second = _pairs(own)
-        for one, other in zip(first, second, strict=True):
+    between, within = np.zeros((2, len(outcomes)))
+    for i, own in enumerate(outcomes):
+        for one, other in zip(*_pairs(own), strict=True):
             whole = ~np.isnan(one) & ~np.isnan(other)
             if whole.sum() > 1:
-                between += 2.0 * float(np.var((one[whole] + other[whole]) / 2.0, ddof=1))
-                within += float(np.mean((one[whole] - other[whole]) ** 2)) / 2.0
-    return float(np.clip((between - within) / (between + within), -_MOST, _MOST)) if between + within > 0 else 0.0
+                between[i] += 2.0 * float(np.var((one[whole] + other[whole]) / 2.0, ddof=1))
+                within[i] += float(np.mean((one[whole] - other[whole]) ** 2)) / 2.0
+    return _correlation(between - within, between + within)
+
+
+def _correlation(covariance: Float[np.ndarray, "node"], variance: Float[np.ndarray, "node"]) -> float:
+    """Ratio of two sums over nodes, drawn towards zero by as much of it as which nodes were drawn can explain."""
+    known = variance > 0
+    covariance, variance, count = covariance[known], variance[known], int(known.sum())
+    if count == 0:
+        return 0.0
+    ratio = covariance.sum() / variance.sum()
+    kept = 1.0
+    if count > 1 and ratio:
+        without = (covariance.sum() - covariance) / (variance.sum() - variance)
+        kept = max(1.0 - (count - 1) * float(np.var(without)) / ratio**2, 0.0)
+    return float(np.clip(kept * ratio, -_MOST, _MOST))
 
 
 def _pairs(outcomes: Float[np.ndarray, "stratum continuation"]) -> tuple[np.ndarray, np.ndarray]:
