@@ -52,7 +52,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
     "continuation-controls": lambda: [continuation_controls.economy(32)],
-    "shared-numbers": lambda: [shared_numbers.effects(12)],
+    "shared-numbers": lambda: [shared_numbers.effects(8)],
     "shared-coverage": lambda: [shared_numbers.coverage(12, 8)],
     **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},
     "allocator": lambda: [allocator.scaling(), allocator.share()],

@@ -41,7 +41,8 @@ class Readings:
             run = opdscope.screen(settings, run_dir=Path(folder) / "run")
             tables = run.tables()
         for size in sizes:
-            self._read(f"screening, {size} rollouts a question", rollouts_between(tables, 0, size), run.config)
+            own = tables if size == sizes[-1] else rollouts_between(tables, 0, size)
+            self._read(f"screening, {size} rollouts a question", own, run.config)
         for reading, analysis in _REDUCED.items() if reduced else ():
             config = load_config({**run.config.model_dump(mode="json"), "analysis": analysis})
             self._read(f"screening, {sizes[-1]} rollouts a question, {reading}", tables, config)
