@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from configurations import FLATTENED, OBJECTIVES, SHARPENED, STUDENTS, TEACHERS, Configuration, Student
 from held_out import held_out_questions, mask_threshold, success_of_files
+from parameter_prediction import parameter_predictions
 from special_teachers import teacher_folder
 
 import opdscope
@@ -53,9 +54,14 @@ def diagnosis(student: Student, models: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run_folder(student: Student, runs: Path) -> Path:
+    """Where a student's diagnosis lies."""
+    return runs / student.name.replace(" ", "-")
+
+
 def diagnose_student(student: Student, models: Path, runs: Path) -> Run:
     """The stored diagnosis; resumes."""
-    return opdscope.diagnose(diagnosis(student, models), run_dir=runs / student.name.replace(" ", "-"))
+    return opdscope.diagnose(diagnosis(student, models), run_dir=run_folder(student, runs))
 
 
 class Tokens:
@@ -236,4 +242,9 @@ def predict(configurations: Sequence[Configuration], models: Path, runs: Path, p
             predictor = Predictor(diagnose_student(student, models, runs), student)
             for configuration in own:
                 found[configuration.name] = {key: round(float(value), 6) for key, value in predictor.numbers(configuration).items()}
+        missing = [configuration for configuration in own if "parameter alignment" not in found[configuration.name]]
+        if missing:
+            run = opdscope.screen(diagnosis(student, models), run_dir=run_folder(student, runs))
+            for key, numbers in parameter_predictions(run, student, missing).items():
+                found[key] |= {what: round(float(value), 6) for what, value in numbers.items()}
             path.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opdscope.config import Config, load_config
     from opdscope.errors import OpdscopeError
     from opdscope.notebook import Exploration, explore
-    from opdscope.pipeline import CheckReport, check, diagnose, make_plan, screen
+    from opdscope.pipeline import CheckReport, carry_gradients, check, diagnose, make_plan, screen
     from opdscope.store import Run, open_run
     from opdscope.summary import Summary, compare_runs, node_scores, summarize
 
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "Summary",
     "advise",
+    "carry_gradients",
     "check",
     "compare_runs",
     "diagnose",
@@ -43,6 +44,7 @@ _HOME = {
     "OpdscopeError": "errors",
     "Run": "store",
     "Summary": "summary",
+    "carry_gradients": "pipeline",
     "check": "pipeline",
     "compare_runs": "summary",
     "advise": "advice",

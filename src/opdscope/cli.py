@@ -134,6 +134,18 @@ def diagnose(config: ConfigArgument, run_dir: RunDirOption = None, overrides: Se
 
 
 @app.command()
+def gradients(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, screened.", show_default=False)], quiet: QuietOption = False
+) -> None:
+    """Carry ideal and distillation gradients to the student's parameters: what one step on the weights does. Samples nothing."""
+    from opdscope.pipeline import carry_gradients
+
+    with watching(quiet) as watcher:
+        stored = carry_gradients(run, watcher)
+    _show(stored)
+
+
+@app.command()
 def summary(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,

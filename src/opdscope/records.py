@@ -133,6 +133,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         signal_variance=_FLOATS,
         gradient_squared_norm=_FLOATS,
     ),
+    # Gradients in the student's parameters, one row per group of questions and (teacher, objective); the ideal gradient has neither (both empty).
+    # `coordinates`: a sketch that keeps inner products, of `num_parameters` coordinates, in units in which the mean over groups is that over
+    # the questions; summed over a response. Written by `opdscope gradients`.
+    "parameter_gradients": _schema(
+        group=pa.int32(),
+        teacher=pa.string(),
+        objective=pa.string(),
+        num_questions=pa.int32(),
+        num_parameters=pa.int64(),
+        coordinates=_FLOATS,
+    ),
     # Places chosen for measurement. `path_inclusion`: chance of the rollout among those of its outcome; `inclusion`: of the position on the path,
     # NaN under `protocol: paper`, which draws no positions.
     "nodes": _schema(

@@ -30,7 +30,7 @@ def roll_out(
 
     Arguments, return value and errors are those of :func:`screen`, which goes on from it with the same configuration.
     """
-    with _experiment(config, run_dir, overrides, watcher) as experiment:
+    with open_experiment(config, run_dir, overrides, watcher) as experiment:
         store_questions(experiment)
         sample_rollouts(experiment, next(looks(experiment)))
         return experiment.run
@@ -53,7 +53,7 @@ def screen(
     Raises:
         OpdscopeError: With a sentence that says what was expected, what was found and what to do.
     """
-    with _experiment(config, run_dir, overrides, watcher) as experiment:
+    with open_experiment(config, run_dir, overrides, watcher) as experiment:
         _screen(experiment)
         return experiment.run
 
@@ -66,7 +66,7 @@ def diagnose(
     Arguments, return value and errors are those of :func:`screen`. With `target.kind: rank` screening is all that is asked for.
     Where no rollout or every rollout is correct there is nothing to measure: targeted rollouts are then not drawn, and the summary says so.
     """
-    with _experiment(config, run_dir, overrides, watcher) as experiment:
+    with open_experiment(config, run_dir, overrides, watcher) as experiment:
         _screen(experiment)
         if experiment.config.target.kind == "rank":
             return experiment.run
@@ -82,9 +82,10 @@ def diagnose(
 
 
 @contextmanager
-def _experiment(
+def open_experiment(
     source: ConfigSource, run_dir: str | Path | None, overrides: Sequence[str], watcher: Watcher | None
 ) -> Generator[Experiment]:
+    """Models, questions, verifier and run directory of a configuration, held for writing."""
     config = load_config(source, overrides)
     task = load_task(config.task)
     prompts = config.prompt or task.prompt_format

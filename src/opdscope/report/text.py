@@ -27,6 +27,8 @@ def render_summary(data: Mapping[str, Any]) -> Group:
     parts: list[RenderableType] = [_verdict(data), _ranking(data)]
     if data["targeted"] is not None:
         parts += _splits(data)
+    if data["parameters"] is not None:
+        parts.append(_parameters(data))
     if data["paper"] is not None:
         parts += [_paper_numbers(data), _paper_beside_sound(data)]
     parts += [_rivals(data), *_beside(data)]
@@ -123,6 +125,25 @@ def _split(data: Mapping[str, Any], title: str, caption: str, columns: Mapping[s
         if teacher["targeted"] is not None:
             cells = (estimate_text(teacher["targeted"][paths][name], 4 if name == "advantage" else 2) for paths, name in columns.values())
             table.add_row(escape(teacher["name"]), *cells)
+    return table
+
+
+def _parameters(data: Mapping[str, Any]) -> Table:
+    objectives = list(dict.fromkeys(row["objective"] for row in data["parameters"]))
+    table = Table(
+        title=f"Alignment in the student's parameters · {data['settings']['confidence']:.0%} intervals, clustered by group of questions",
+        caption="Cosine of the gradients that ideal and distillation step have in the weights: what nodes do to one another is part of it.",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        caption_justify="left",
+    )
+    table.add_column("teacher")
+    for objective in objectives:
+        table.add_column(objective, justify="right")
+    found = {(row["teacher"], row["objective"]): row["alignment"] for row in data["parameters"]}
+    for teacher in _listed(data, data["teachers"]):
+        if (teacher["name"], objectives[0]) in found:
+            table.add_row(_name(teacher), *(estimate_text(found[teacher["name"], objective]) for objective in objectives))
     return table
 
 

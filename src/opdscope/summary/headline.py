@@ -15,6 +15,7 @@ from opdscope.summary.looks import screen_looks
 from opdscope.summary.needed import needed_to_settle, verdict_with_needed
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
+from opdscope.summary.parameters import parameter_alignments
 from opdscope.summary.plain import as_json, plain
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
@@ -37,7 +38,8 @@ class Summary:
     """What a run says, as plain data. Undefined numbers are None. An estimate is a mapping with value, low, high, standard_error, num_clusters."""
 
     data: dict[str, Any]
-    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, truncations, paper, rivals, spent, target, settings; and times.
+    """Sections: verdict, student, teachers (ranked), comparisons, nulls, targeted, truncations, parameters, paper, rivals, spent, target,
+    settings; and times.
 
     Only times may differ between runs of one configuration."""
 
@@ -81,6 +83,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "nulls": tables["nulls"].to_pylist(),
         "targeted": targeted,
         "truncations": truncated,
+        "parameters": parameter_alignments(tables, config),
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
         "spent": spent,

@@ -48,6 +48,7 @@ def load_language_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    trainable: bool = False,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer for sampling and scoring.
 
@@ -58,9 +59,10 @@ def load_language_model(
         revision: Branch, tag or commit on the hub; ignored for local models.
         trust_remote_code: Whether the model may bring its own Python code, which then runs with your rights.
         gguf_file: Which .gguf file of the directory or hub repository to load.
+        trainable: Leave gradients on and all weights among the parameters; sampling and scoring are then slower.
 
     Returns:
-        The model in evaluation mode with gradients switched off.
+        The model in evaluation mode, with gradients switched off unless they are asked for.
 
     Raises:
         ModelError: If the model is not found, is not a causal language model, has no safetensors or GGUF weights (pickled weights are not
@@ -75,9 +77,10 @@ def load_language_model(
         options["gguf_file"] = source.gguf_file
     with _parsed_once() if source.gguf_file is not None else nullcontext():
         model, tokenizer = _read(name_or_path, source.directory, DTYPES[dtype], options)
-    model = model.to(_resolve_device(device, name_or_path)).eval().requires_grad_(False)
+    model = model.to(_resolve_device(device, name_or_path)).eval().requires_grad_(trainable)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    pack_linears(model.base_model)
+    if not trainable:
+        pack_linears(model.base_model)
     language_model = LanguageModel(
         model=model,
         tokenizer=tokenizer,
