@@ -10,8 +10,8 @@ from opdscope.advice import LoadedRecipe, TokenBins, load_recipe
 from opdscope.errors import TrainingError
 from opdscope.models.vocabulary import tokenizer_hash
 from opdscope.training.curriculum import question_number
-from opdscope.training.distillation import PLAIN
 from opdscope.training.loss import ScoredRows, TokenWeights
+from opdscope.training.teacher_prompts import PLAIN
 
 TEACHER_COLUMN = "teacher_{}"
 """Column of a data set that holds the teacher's prompt with a context, as :func:`opdscope.training.training_rows` names it."""
