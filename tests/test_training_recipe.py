@@ -1,4 +1,4 @@
-"""Recipes applied to a real trainer, and self-distillation trainers opened for monitor and masks."""
+"""Recipes applied to a real trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from opdscope.core.schedule import Schedule
 from opdscope.errors import RecipeError, TrainingError
 from opdscope.models.vocabulary import tokenizer_hash
 from opdscope.store import open_training_log
-from opdscope.training import MonitoredDistillationTrainer, expose_rollouts, open_recipe, recipe_settings, watch
+from opdscope.training import MonitoredDistillationTrainer, open_recipe, recipe_settings, watch
 from opdscope.training.curriculum import curriculum_order, question_number
-from opdscope.training.loss import ScoredRows
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
@@ -143,62 +142,3 @@ def test_a_curriculum_gives_every_batch_its_share_and_leaves_out_the_rest():
     assert order == curriculum_order(list("abcdab"), [["a", "b"], ["c"]], 10, seed=1)
     with pytest.raises(TrainingError, match="batch 2 of the curriculum has no question"):
         curriculum_order(["a"], [["a"], ["z"]], 4, seed=0)
-
-
-SHORT: dict[str, Any] = {
-    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_steps": 2, "report_to": [], "save_strategy": "no",
-    "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 24, "logging_steps": 1, "disable_tqdm": True,
-}  # fmt: skip
-
-
-def test_an_sdpo_trainer_shows_its_rows_takes_a_mask_and_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-
-    wording = {
-        "reprompt_template": "{solution}{feedback} {prompt}",
-        "solution_template": "S{successful_previous_attempt}",
-        "feedback_template": "",
-    }
-    args = SDPOConfig(
-        output_dir=str(tmp_path / "trl"), distillation_mode="full_logits", **{**SHORT, "max_completion_length": 48}, **wording
-    )
-    run = SDPOTrainer(
-        model("chain-student-weak"), right_answer, args,
-        chain_rows(8), processing_class=tokenizer(),
-    )  # fmt: skip
-    kept: list[ScoredRows] = []
-    expose_rollouts(run, keep=lambda rows: (kept.append(rows), rows.position >= 2)[1])
-    rule = {"name": "r", "series": "success", "below": 2.0, "evaluations": 1, "then": {"action": "lower_weight", "factor": 0.5}}
-    callback = watch(run, tmp_path / "log", rules={"every": 1, "least_rollouts": 0, "rules": [rule]}, keep_best=False)
-    run.train()
-    assert all(part.is_on for part in callback.parts.values())
-    assert len(kept) >= 1
-    assert run.args.distillation_weight < 1.0
-    assert callback.monitor.reading().num_rollouts >= 8
-    assert callback.monitor.mix is not None
-    assert callback.monitor.mix.num_generations == 4
-    with pytest.raises(TrainingError, match="and no schedule"):
-        watch(run, tmp_path / "log", follow_mix=True, schedule=Schedule(0.1, 0.1))
-
-
-def test_an_sdft_trainer_is_watched_with_outcomes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-
-    rows = chain_rows(8)
-    folder = tmp_path / "student"
-    model("chain-student-weak").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    data = rows.map(lambda row: {"privileged_context": row["answer"]}).select_columns(["prompt", "privileged_context"])
-    args = SDFTConfig(
-        output_dir=str(tmp_path / "trl"), teacher_prompt_template="A{privileged_context} {prompt}", distillation_topk=8, **SHORT
-    )
-    run = SDFTTrainer(str(folder), args, data, processing_class=tokenizer())
-    expose_rollouts(run, outcomes=lambda texts: [float(text.endswith("0")) for text in texts])
-    callback = watch(run, tmp_path / "log", every=1, keep_best=False)
-    run.train()
-    assert all(part.is_on for part in callback.parts.values())
-    assert callback.monitor.reading().num_rollouts == 16
-    with pytest.raises(TrainingError, match="expected TRL's SDFTTrainer or SDPOTrainer"):
-        expose_rollouts(object())

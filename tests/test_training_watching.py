@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import DistillationTrainer
 
 from fixtures.training import NOISE, arguments, chain_rows, model, right_answer, tokenizer
 from opdscope.core.aggregation import clustered_mean
@@ -305,7 +306,11 @@ def test_any_trainer_may_have_the_probe_set_and_its_rules(tmp_path: Path):
     assert open_training_log(tmp_path / "log").table("training_actions")["step"].to_pylist() == [0]
     assert any("opdscope/probe/teacher/natural_gain" in entry for entry in run.state.log_history)
     with pytest.raises(TrainingError, match="needs a trainer that shows its rollouts"):
-        watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]})
+        watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]}, probe=ProbeSet(PROBE, tmp_path / "probes"))
+    with pytest.raises(
+        TrainingError, match="a Trainer does not show its rollouts, student and teacher, and there is no probe set, so nothing"
+    ):
+        watch(run, tmp_path / "log")
     with pytest.raises(TrainingError, match="contexts and objectives can be changed in a MonitoredDistillationTrainer"):
         watch(run, tmp_path / "log", contexts=["told"])
 
@@ -347,6 +352,19 @@ def test_a_run_that_goes_on_is_held_against_the_student_before_training(tmp_path
     assert steps == [0, 2, 4]
     start, end = (question_success(open_run(tmp_path / "probes" / f"step-000000{step}").tables()) for step in (0, 4))
     assert changes[2] == pytest.approx(np.mean([end[name] - start[name] for name in start]))
+
+
+def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = MonitoredDistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()
+    )  # fmt: skip
+    watch(run, tmp_path / "log")
+    assert "has no reward function: divergence, entropy and length are watched, success and gains are not known" in caplog.text
+    plain = DistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="so nothing can be watched; use MonitoredDistillationTrainer in its place"):
+        watch(plain, tmp_path / "log")
 
 
 class GKDTrainer:

@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 
 from opdscope.core.schedule import Schedule, distillation_weight
 from opdscope.errors import TrainingError
-from opdscope.training.distillation import MonitoredDistillationTrainer
 from opdscope.training.guard import Part, logger
 from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.log import Recorder, log_metrics, probe_metrics, reading_metrics, reading_rows
@@ -30,7 +29,7 @@ from opdscope.training.rules import (
     check_rules,
     load_rules,
 )
-from opdscope.training.steering import Change, Steering, apply, change_of, check_trainer, mix_of
+from opdscope.training.steering import Change, Steering, apply, change_of, check_trainer, check_watchable, mix_of
 
 _EVERY = 10
 """Optimizer steps between evaluations without rules."""
@@ -56,8 +55,9 @@ def watch(
     """Attach everything to a trainer, or refuse with a sentence before training starts.
 
     Args:
-        trainer: A Hugging Face trainer. The free monitor reads a :class:`~opdscope.training.distillation.MonitoredDistillationTrainer` (or a
-            SDFT or SDPO trainer prepared by :func:`opdscope.training.self_distillation.expose_rollouts`); others get the probe set and its rules.
+        trainer: A Hugging Face trainer. The free monitor reads a :class:`~opdscope.training.distillation.MonitoredDistillationTrainer`, a
+            :class:`~opdscope.training.reinforcement.MonitoredGRPOTrainer`, or a SDFT or SDPO trainer prepared by
+            :func:`opdscope.training.self_distillation.expose_rollouts`; others get the probe set and its rules.
         log_dir: Where the records go; `opdscope watch LOG_DIR` shows them.
         rules: YAML file or mapping; see :mod:`opdscope.training.rules`.
         probe: Fixed questions to measure now and then.
@@ -65,7 +65,7 @@ def watch(
         objectives: Objectives that `switch_objective` may go to, best first.
         schedule: Sets the distillation weight at each evaluation from live success and gain over null (:mod:`opdscope.core.schedule`); a recipe
             has one, `recipe.schedule.build()`.
-        follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (SDPO) to the best share that the rollouts show.
+        follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (GRPO, SDPO) to the best share that the rollouts show.
         half_life: Of the live series, in optimizer steps.
         budget: Most of the training time that the free monitor may take.
         every: Optimizer steps between evaluations; the rules' own setting if there are any, else 10.
@@ -82,7 +82,9 @@ def watch(
     book = None if rules is None else RuleBook(load_rules(rules))
     if probe is not None:
         probe.check(trainer)
-    callback = WatchingCallback(trainer, Recorder(log_dir), book, probe, Steering(trainer, tuple(contexts), tuple(objectives)))
+    steering = Steering(trainer, tuple(contexts), tuple(objectives))
+    check_watchable(steering, probe is not None)
+    callback = WatchingCallback(trainer, Recorder(log_dir), book, probe, steering)
     callback.monitor = FreeMonitor(half_life=half_life, budget=budget)
     callback.every = every or (_EVERY if book is None else book.config.every)
     callback.best_path = Path(log_dir) / "best" if keep_best else None
@@ -140,10 +142,9 @@ class WatchingCallback(TrainerCallback):
         if self.book is not None:
             check_rules(self.book.config, self._situation())
         self._check_schedule()
-        observers = getattr(trainer, "observers", None)
-        if observers is not None:
-            observers.append(self._guarded(self.monitor.observe))
-        if self.steering.can_weigh and not isinstance(trainer, MonitoredDistillationTrainer):
+        if self.steering.handle is not None:
+            self.steering.handle.observers.append(self._guarded(self.monitor.observe))
+        if self.steering.can_weigh and not self.steering.has_own_weight:
             trainer.add_callback(LearningRateFactor(trainer, self.steering))
         trainer.add_callback(self)
 
@@ -151,11 +152,12 @@ class WatchingCallback(TrainerCallback):
         rules = () if self.book is None else self.book.config.rules
         if self.follow_mix and (self.monitor.mix is None or self.schedule is not None):
             raise TrainingError(
-                "follow_mix needs a trainer that mixes distillation with a policy loss over groups of 3 or more, such as SDPO, and no schedule"
+                "follow_mix needs a trainer that mixes distillation with a policy loss over groups of 3 or more, MonitoredGRPOTrainer or SDPO, "
+                "and no schedule"
             )
         if self.schedule is None and not self.follow_mix:
             return
-        if not self.steering.can_weigh or not getattr(self.trainer, "has_outcomes", False):
+        if not self.steering.can_weigh or not getattr(self.steering.handle, "has_outcomes", False):
             raise TrainingError("a schedule needs a trainer with a distillation weight whose responses are verified; leave it out")
         if any(isinstance(rule.then, LowerWeight | RaiseWeight) for rule in rules):
             raise TrainingError("the schedule sets the distillation weight and a rule would too; leave out one of them")
@@ -176,8 +178,8 @@ class WatchingCallback(TrainerCallback):
         return Situation(
             max_steps=_num_steps(self.trainer),
             rollouts_per_step=rows,
-            has_monitor=hasattr(self.trainer, "observers"),
-            has_outcomes=getattr(self.trainer, "has_outcomes", False),
+            has_monitor=steering.handle is not None,
+            has_outcomes=getattr(steering.handle, "has_outcomes", False),
             probe_every=None if self.probe is None else self.probe.every,
             probes=("gains", "gains") if self.probe is None else (self.probe.first, self.probe.measure),
             can_weigh=steering.can_weigh,

@@ -22,6 +22,8 @@ class LiveMix:
     """Whether advantages are divided by the group's standard deviation."""
     by_length: bool = False
     """Whether the policy loss averages over a response's own tokens."""
+    distils_by_length: bool = False
+    """Whether the distillation loss does."""
     window: int = 60
     """Steps that are looked back upon, with equal weight."""
     _moments: deque[np.ndarray] = field(default_factory=deque[np.ndarray])
@@ -37,13 +39,17 @@ class LiveMix:
         """One step's rollouts; questions with fewer than three verified ones say nothing and are left out.
 
         Args:
-            outcomes: 1, 0, or NaN.
+            outcomes: Rewards, right from 0.5 on; NaN unknown.
             questions: Which question each rollout answers.
             pushes: Sum over positions of the centred signal at the taken token.
             squares: Sum of its squares, whose mean is that of the signal's variance under the student.
             lengths: Tokens.
         """
         mean_length = float(np.mean(lengths))
+        outcomes = np.where(np.isnan(outcomes), np.nan, outcomes >= 0.5)
+        if self.distils_by_length:  # in the unit of a loss averaged over tokens, as the policy's signals are
+            shares = mean_length / np.maximum(lengths, 1.0)
+            pushes, squares = pushes * shares, squares * shares**2
         found: list[np.ndarray] = []
         for question in np.unique(questions):
             own = questions == question
