@@ -96,12 +96,14 @@ def test_forgetting_a_series_starts_its_rules_anew():
         ({}, {"has_monitor": False}, "needs a trainer that shows its rollouts"),
         ({}, {"has_outcomes": False}, "needs outcomes, and the trainer has no reward function"),
         ({"evaluations": 11}, {}, "it wants 11 evaluations, one every 10 steps, and the 100 steps of this run leave 9"),
-        ({}, {"rollouts_per_step": 2}, "leave 0"),
+        ({}, {"rollouts_per_step": 2}, "a step needs 3 rollouts to say anything, and there are 2 in one"),
+        ({}, {"rollouts_per_step": 3, "max_steps": 60}, "it wants 2 evaluations, one every 10 steps, and the 60 steps of this run leave 0"),
         ({"series": "success"}, {}, "a success rate is never below 0"),
         ({"series": "success", "below": None, "above": 1.0, "bound": "lower"}, {}, "a success rate is never above 1"),
         ({"series": "success", "below": None, "falls_by": 1.0}, {}, "cannot fall by 1"),
         ({"then": {"action": "lower_weight"}}, {"can_weigh": False}, "this trainer has no distillation weight"),
         ({"then": {"action": "lower_weight", "floor": 1.0}}, {}, "the distillation weight 1 is not above the floor 1"),
+        ({"then": {"action": "raise_weight"}}, {}, "the distillation weight 1 is not below the ceiling 1, and no rule lowers it"),
         ({"then": {"action": "switch_context"}}, {"num_contexts": 0}, "there is no other context"),
         ({"then": {"action": "switch_objective"}}, {"num_objectives": 0}, "there is no other objective"),
     ],
@@ -115,6 +117,7 @@ def test_a_rule_that_can_never_fire_is_refused(rule: dict[str, Any], run: dict[s
 
 def test_rules_that_can_fire_are_not_refused():
     check_rules(book().config, situation())
+    check_rules(book(then={"action": "raise_weight"}).config, situation(distillation_weight=0.5))
     check_rules(book(series="probe.natural_gain").config, situation(probe_every=20, has_monitor=False, rollouts_per_step=0))
 
 

@@ -359,6 +359,9 @@ def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: 
         model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()
     )  # fmt: skip
     watch(run, tmp_path / "log")
+    assert "raise the batch size" not in caplog.text
+    watch(trainer(tmp_path, settings={"per_device_train_batch_size": 2}), tmp_path / "log")
+    assert "a step has 2 rollouts, and success and gains take 3: raise the batch size" in caplog.text
     assert "has no reward function: divergence, entropy and length are watched, success and gains are not known" in caplog.text
     plain = DistillationTrainer(
         model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()

@@ -83,8 +83,8 @@ def watch(
     if probe is not None:
         probe.check(trainer)
     steering = Steering(trainer, tuple(contexts), tuple(objectives))
-    check_watchable(steering, probe is not None)
     callback = WatchingCallback(trainer, Recorder(log_dir), book, probe, steering)
+    check_watchable(steering, probe is not None, callback.rollouts_per_step)
     callback.monitor = FreeMonitor(half_life=half_life, budget=budget)
     callback.every = every or (_EVERY if book is None else book.config.every)
     callback.best_path = Path(log_dir) / "best" if keep_best else None
@@ -172,12 +172,17 @@ class WatchingCallback(TrainerCallback):
 
         return guarded
 
+    @property
+    def rollouts_per_step(self) -> int:
+        """Of all processes."""
+        args = self.trainer.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes.count
+
     def _situation(self) -> Situation:
-        args, steering = self.trainer.args, self.steering
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes.count
+        steering = self.steering
         return Situation(
             max_steps=_num_steps(self.trainer),
-            rollouts_per_step=rows,
+            rollouts_per_step=self.rollouts_per_step,
             has_monitor=steering.handle is not None,
             has_outcomes=getattr(steering.handle, "has_outcomes", False),
             probe_every=None if self.probe is None else self.probe.every,

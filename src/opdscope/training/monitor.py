@@ -17,6 +17,7 @@ from scipy.stats import norm
 from opdscope.core.streaming import Series, combined_error, sharpening_factor, step_gain
 from opdscope.training.loss import ScoredRows
 from opdscope.training.mixing import LiveMix
+from opdscope.training.rules import LEAST_VERIFIED
 
 DEPTH_EDGES = (0.0, 8.0, 32.0, 128.0, 512.0, 2048.0, float("inf"))
 """Of the depth bins, in tokens from the beginning of the response."""
@@ -27,8 +28,6 @@ _DEPTHS, _ENTROPIES = len(DEPTH_EDGES) - 1, len(ENTROPY_EDGES) - 1
 _GAIN, _NULL, _DIFFERENCE, _FIRST_BIN = 0, 1, 2, 3
 _SUMS = ("signal", "sharpening", "squared", "reverse_kl", "entropy", "tokens", "signal_squared")
 _LARGEST_STRIDE = 64
-_LEAST_VERIFIED = 3
-"""Responses with an outcome, in a step that is to say anything."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ class FreeMonitor:
 
     def _include(self, rows: StepRows) -> None:
         known, kept = ~np.isnan(rows.outcomes), rows.has_context
-        if known.sum() >= _LEAST_VERIFIED:
+        if known.sum() >= LEAST_VERIFIED:
             self._success = self._success.advance(*_success(rows.outcomes[known]), int(known.sum()))
             if self.mix is not None:
                 push, squares = rows.totals[:, 0] * kept, rows.totals[:, 6] * kept
@@ -232,7 +231,7 @@ class FreeMonitor:
             return
         self._means = self._means.advance(totals.mean(axis=0), np.zeros(len(_SUMS)), len(totals))
         self._bin_tokens = self._bin_tokens.advance(rows.bin_tokens / len(totals), np.zeros(1), len(totals))
-        if (known & kept).sum() < _LEAST_VERIFIED:
+        if (known & kept).sum() < LEAST_VERIFIED:
             return
         gain = step_gain(outcomes, rows.questions[kept], _features(totals, rows.bins[kept]))
         self._gains = self._gains.advance(gain.value, gain.error, gain.num_verified)

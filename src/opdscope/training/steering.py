@@ -7,7 +7,7 @@ from typing import Any
 from opdscope.errors import TrainingError
 from opdscope.training.guard import logger
 from opdscope.training.mixing import LiveMix
-from opdscope.training.rules import Action, LowerWeight, RaiseWeight, Stop, Switch
+from opdscope.training.rules import LEAST_VERIFIED, Action, LowerWeight, RaiseWeight, Stop, Switch
 
 _BY_LEARNING_RATE = ("DistillationTrainer", "GKDTrainer", "SDFTTrainer")
 """Trainers of a pure distillation loss: their weight is a factor of the learning rate."""
@@ -165,8 +165,13 @@ def mix_of(trainer: Any) -> LiveMix | None:
     return LiveMix(groups, scaled, by_length=loss_type == "grpo", distils_by_length=_is_any(trainer, _BY_LOSS))
 
 
-def check_watchable(steering: Steering, has_probe: bool) -> None:
+def check_watchable(steering: Steering, has_probe: bool, rollouts_per_step: int) -> None:
     """Refuse a run in which there would be nothing to see, and say so where little will be.
+
+    Args:
+        steering: Of the trainer.
+        has_probe: Whether there is a probe set.
+        rollouts_per_step: Of all processes.
 
     Raises:
         TrainingError: If the trainer shows no rollouts and there is no probe set.
@@ -179,6 +184,11 @@ def check_watchable(steering: Steering, has_probe: bool) -> None:
         raise TrainingError(
             f"a {name} does not show its rollouts, student and teacher, and there is no probe set, so nothing can be watched; {hint}"
         )
+    if steering.handle is not None and rollouts_per_step < LEAST_VERIFIED:
+        logger.warning(
+            "opdscope: a step has %d rollouts, and success and gains take %d: raise the batch size or gradient_accumulation_steps",
+            rollouts_per_step, LEAST_VERIFIED,
+        )  # fmt: skip
     if steering.handle is not None and not steering.handle.has_outcomes:
         logger.warning(
             "opdscope: this %s has no reward function: divergence, entropy and length are watched, success and gains are not known", name
