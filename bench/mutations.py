@@ -382,6 +382,62 @@ MUTATIONS = (
         "with_value = with_value + 0.0 * deviation * ",
         "core_coupling",
     ),
+    Mutation(
+        "weights of an opened trainer count twice",
+        "training/self_distillation.py",
+        "original(*args, **kwargs) * weights",
+        "original(*args, **kwargs) * weights**2",
+        "training_self_distillation",
+    ),
+    Mutation(
+        "the divergence of an opened trainer's JSD weighs teacher and student the other way round",
+        "training/self_distillation.py",
+        "(1.0 - beta) * aux + beta * _kl(teacher, mixture)",
+        "beta * aux + (1.0 - beta) * _kl(teacher, mixture)",
+        "training_self_distillation",
+    ),
+    Mutation(
+        "the share of distillation is that of GRPO",
+        "training/reinforcement.py",
+        "(1.0 - weight) * policy + weight * distillation",
+        "weight * policy + (1.0 - weight) * distillation",
+        "training_reinforcement",
+    ),
+    Mutation(
+        "beside Dr. GRPO the distillation loss has another divisor",
+        "training/reinforcement.py",
+        "mask.size(0) * self.max_completion_length * accumulation",
+        "mask.size(0) * accumulation",
+        "training_reinforcement",
+    ),
+    Mutation(
+        "the push of a loss averaged by response keeps the square of a loss averaged by token",
+        "training/mixing.py",
+        "squares * shares**2",
+        "squares * shares",
+        "training_reinforcement",
+    ),
+    Mutation(
+        "what two processes saw of a step makes two steps",
+        "training/monitor.py",
+        "StepRows.together([part for own in held for part in own.get(step, ())])",
+        "StepRows.together([part for own in held[:1] for part in own.get(step, ())])",
+        "training_processes",
+    ),
+    Mutation(
+        "responses without a context do not count for success",
+        "training/monitor.py",
+        "_success(rows.outcomes[known])",
+        "_success(rows.outcomes[known & kept])",
+        "training_self_distillation",
+    ),
+    Mutation(
+        "the rank correlation with the nulls leaves them out",
+        "summary/rivals.py",
+        "if nulls or not teacher",
+        "if not teacher",
+        "pipeline_diagnosis",
+    ),
 )
 
 

@@ -360,6 +360,9 @@ def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: 
     )  # fmt: skip
     watch(run, tmp_path / "log")
     assert "raise the batch size" not in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="the records cannot go to .*file: File exists; choose another log_dir"):
+        watch(run, tmp_path / "file")
     watch(trainer(tmp_path, settings={"per_device_train_batch_size": 2}), tmp_path / "log")
     assert "a step has 2 rollouts, and success and gains take 3: raise the batch size" in caplog.text
     assert "has no reward function: divergence, entropy and length are watched, success and gains are not known" in caplog.text

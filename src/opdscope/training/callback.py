@@ -76,9 +76,13 @@ def watch(
         The callback, which is added to the trainer already.
 
     Raises:
-        TrainingError: If the trainer lacks what is asked for, or a rule can never fire.
+        TrainingError: If the trainer lacks what is asked for, a rule can never fire, or `log_dir` cannot be made.
     """
     check_trainer(trainer)
+    try:
+        Path(log_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the records cannot go to {log_dir}: {error.strerror or error}; choose another log_dir") from error
     book = None if rules is None else RuleBook(load_rules(rules))
     if probe is not None:
         probe.check(trainer)
