@@ -31,6 +31,7 @@ from opdscope.training.guard import Part, undisturbed
 from opdscope.training.loss import ScoredRows
 from opdscope.training.mixing import LiveMix
 from opdscope.training.monitor import FreeMonitor
+from opdscope.training.resuming import read_resumed
 from opdscope.training.steering import check_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
@@ -361,7 +362,7 @@ def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: 
     watch(run, tmp_path / "log")
     assert "raise the batch size" not in caplog.text
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match="the records cannot go to .*file: File exists; choose another log_dir"):
+    with pytest.raises(TrainingError, match=r"the records cannot go to .*file: File exists; choose another log_dir"):
         watch(run, tmp_path / "file")
     watch(trainer(tmp_path, settings={"per_device_train_batch_size": 2}), tmp_path / "log")
     assert "a step has 2 rollouts, and success and gains take 3: raise the batch size" in caplog.text
@@ -371,6 +372,27 @@ def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: 
     )  # fmt: skip
     with pytest.raises(TrainingError, match="so nothing can be watched; use MonitoredDistillationTrainer in its place"):
         watch(plain, tmp_path / "log")
+
+
+def test_a_run_that_goes_on_keeps_what_rules_had_made_of_it(tmp_path: Path):
+    settings = {"save_strategy": "steps", "save_steps": 3}
+    actions = ("lower_weight", "switch_context", "switch_objective")
+    rules = [{"name": a, "series": "success", "below": 2.0, "evaluations": 1, "most": 1, "then": {"action": a}} for a in actions]
+    ends: list[tuple[float, str, str]] = []
+    for steps in (4, 6):
+        run = trainer(tmp_path, steps, settings, teacher_prompts={"told": "told"})
+        callback = watch(
+            run, tmp_path / "log", rules={"every": 1, "least_rollouts": 0, "rules": rules}, contexts=["told"], objectives=["forward_kl"]
+        )  # fmt: skip
+        run.train(resume_from_checkpoint=steps == 6)
+        ends.append((run.distillation_weight, run.context, run.objective))
+        assert all(part.is_on for part in callback.parts.values())
+    assert ends == [(0.5, "told", "forward_kl")] * 2
+    stored = open_training_log(tmp_path / "log").table("training_actions").to_pylist()
+    # the checkpoint of step 3 knows of the first two; what came after it is done again, and nothing twice
+    assert [row["action"] for row in stored] == list(actions)
+    best = read_resumed(open_training_log(tmp_path / "log"), has_probe=False, z=1.0).best
+    assert best == callback._best > 0
 
 
 class GKDTrainer:

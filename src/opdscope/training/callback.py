@@ -18,6 +18,7 @@ from opdscope.training.loss import Observer
 from opdscope.training.monitor import FreeMonitor, Reading
 from opdscope.training.probe import ProbeResult, ProbeSet
 from opdscope.training.processes import Processes
+from opdscope.training.resuming import best_of, read_resumed
 from opdscope.training.rules import (
     SERIES,
     Decision,
@@ -128,7 +129,7 @@ class WatchingCallback(TrainerCallback):
         """Optimizer steps between evaluations."""
         self.best_path: Path | None = None
         """Where the best weights are kept; None not to."""
-        self.parts = {name: Part(name) for name in ("monitor", "probe set", "rules", "schedule", "log", "best checkpoint")}
+        self.parts = {name: Part(name) for name in ("monitor", "probe set", "rules", "schedule", "log", "best checkpoint", "resuming")}
         """What is on and what has failed."""
         self.processes = Processes()
         """Those that train."""
@@ -200,15 +201,36 @@ class WatchingCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what was written beyond the checkpoint that training goes on from; probe, and look at the rules, before the first step."""
         self.monitor.is_shared = self.processes.count > 1
-        if self.processes.is_first:
-            with self.parts["log"].trying():
-                self.recorder.log.rewind(state.global_step)
+        self._resume(state.global_step)
         if self.probe is not None:
             self._look(partial(self.probe.begin, self.trainer, state.global_step))
         if self._probed is not None:
             self._evaluate(state.global_step, control)
             if control.should_training_stop and self.steering.can_weigh:
                 self.steering.weight = 0.0  # a trainer that is stopped before its first step takes that step still
+
+    def _resume(self, step: int) -> None:
+        """Forget what was recorded after this step; if the run goes on, take up weight, context and objective where they were."""
+        resumed = None
+        if self.processes.is_first:
+            with self.parts["log"].trying():
+                self.recorder.log.rewind(step)
+                resumed = (
+                    read_resumed(self.recorder.log, self.probe is not None, 1.0 if self.probe is None else self.probe.z) if step else None
+                )
+        resumed = self.processes.from_first(resumed)
+        if resumed is None:
+            return
+        with self.parts["resuming"].trying():
+            self._best = resumed.best
+            if self.book is not None:
+                self.book.take_up(resumed.acted)
+            for kind in ("context", "objective"):
+                name = getattr(resumed, kind)
+                if name and name != getattr(self.steering, kind):
+                    self.steering.switch(kind, name)
+            if resumed.weight is not None and self.steering.can_weigh:
+                self.steering.weight = resumed.weight
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate now and then."""
@@ -337,10 +359,8 @@ class WatchingCallback(TrainerCallback):
             success, error = (math.nan, math.nan) if self._probed is None else self._probed.series()["success_change"]
         else:
             success, error = (math.nan, math.nan) if reading is None else (reading.success, reading.success_error)
-        if not success - error > self._best:
-            return False
-        self._best = success
-        return True
+        before, self._best = self._best, best_of([(success, error)], self._best)
+        return self._best > before
 
     def _record(self, step: int, reading: Reading | None) -> None:
         """Store a reading and hand it to the trainer's log, in the first process."""

@@ -93,6 +93,11 @@ class ProbeSet:
         load_config(self.config)
 
     @property
+    def z(self) -> float:
+        """Half width of its intervals in standard errors."""
+        return float(norm.ppf(0.5 + load_config(self.config).analysis.confidence / 2))
+
+    @property
     def first(self) -> Measure:
         """Of the probe before training."""
         return self.measure_first or self.measure

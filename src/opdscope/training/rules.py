@@ -304,6 +304,10 @@ class RuleBook:
         self._acted[rule.name] = self._acted.get(rule.name, 0) + 1
         return Decision(rule, self._reason(rule, intervals[rule.series]))
 
+    def take_up(self, acted: Mapping[str, int]) -> None:
+        """Go on from how often each rule has acted."""
+        self._acted = dict(acted)
+
     def forget(self, names: Sequence[str]) -> None:
         """Start these series anew, because what they are about has changed."""
         for name in names:
