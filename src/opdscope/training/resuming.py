@@ -35,8 +35,8 @@ def read_resumed(log: TrainingLog, has_probe: bool, z: float) -> Resumed:
     """
     steps = log.table("training_steps").to_pylist()
     actions = [row for row in log.table("training_actions").to_pylist() if not row["dry"]]
-    last = steps[-1] if steps else {"step": -1, "objective": "", "context": "", "distillation_weight": None}
-    found = {name: last[name] for name in ("objective", "context", "distillation_weight")}
+    last: dict[str, Any] = steps[-1] if steps else {"step": -1, "objective": "", "context": "", "distillation_weight": None}
+    found: dict[str, Any] = {name: last[name] for name in ("objective", "context", "distillation_weight")}
     for row in actions:
         if row["step"] >= last["step"]:  # a row of steps is written before the rules are looked at
             found.update(_done(row))
