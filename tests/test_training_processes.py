@@ -55,7 +55,8 @@ def test_an_exchange_that_fails_leaves_each_process_to_itself(monkeypatch: pytes
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_read_all_rollouts_write_one_record_and_do_the_same(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["distillation", "grpo"])
+def test_two_processes_read_all_rollouts_write_one_record_and_do_the_same(tmp_path: Path, kind: str):
     """A process that waited for the other in vain would outlast the time limit."""
     command = [
         sys.executable,
@@ -67,7 +68,7 @@ def test_two_processes_read_all_rollouts_write_one_record_and_do_the_same(tmp_pa
     ]
     paths = [str(FIXTURES), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, str(tmp_path), kind], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"ended-{rank}.json").read_text()) for rank in (0, 1))
     assert all(first["parts"].values())

@@ -7,6 +7,7 @@ import pytest
 
 from opdscope.errors import TrainingError
 from opdscope.training.rules import RuleBook, Situation, check_rules, load_rules
+from opdscope.training.steering import Steering, apply, change_of
 
 STOP = {"action": "stop"}
 
@@ -76,6 +77,47 @@ def test_forgetting_a_series_starts_its_rules_anew():
     assert fired(rules, [-1]) == []
     rules.forget(["natural_gain"])
     assert fired(rules, [-1, -1]) == [1]
+
+
+class Weighed:
+    """A trainer as far as steering looks at it."""
+
+    def __init__(self, weight: float) -> None:
+        self.distillation_weight, self.observers, self.contexts = weight, [], ("plain", "told", "solution")
+        self.context, self.objective = "plain", "reverse_kl"
+
+
+@pytest.mark.parametrize(
+    ("action", "weight", "after"),
+    [
+        ({"action": "lower_weight", "factor": 0.5}, 1.0, "0.5"),
+        ({"action": "lower_weight", "factor": 0.5, "floor": 0.8}, 1.0, "0.8"),
+        ({"action": "lower_weight", "factor": 0.5, "floor": 0.8}, 0.5, None),  # below the floor already: nothing is raised
+        ({"action": "raise_weight", "factor": 2.0}, 0.25, "0.5"),
+        ({"action": "raise_weight", "factor": 2.0, "ceiling": 0.3}, 0.25, "0.3"),
+        ({"action": "raise_weight", "factor": 2.0}, 1.0, None),
+        ({"action": "stop"}, 1.0, "stopped"),
+        ({"action": "switch_context"}, 1.0, "told"),
+        ({"action": "switch_objective"}, 1.0, "forward_kl"),
+    ],
+)
+def test_what_an_action_changes(action: dict[str, Any], weight: float, after: str | None):
+    trainer = Weighed(weight)
+    steering = Steering(trainer, ("told", "solution"), ("forward_kl",))
+    change = change_of(book(then=action).config.rules[0].then, steering)
+    assert (None if change is None else change.after) == after
+    if change is not None and change.action != "stop":
+        assert apply(change, steering) == change.action.startswith("switch")
+        assert str(after) in {f"{trainer.distillation_weight:g}", trainer.context, trainer.objective}
+
+
+def test_contexts_are_left_one_after_the_other_and_not_gone_back_to():
+    steering, switch = Steering(Weighed(1.0), ("told", "solution")), book(then={"action": "switch_context"}).config.rules[0].then
+    seen: list[str] = []
+    while (change := change_of(switch, steering)) is not None:
+        apply(change, steering)
+        seen.append(steering.context)
+    assert seen == ["told", "solution"]
 
 
 @pytest.mark.parametrize(
