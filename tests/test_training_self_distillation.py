@@ -135,6 +135,21 @@ def test_context_and_objective_may_change_mid_run(tmp_path: Path, student: str):
     assert rows.has_context.tolist() == [even[exposed.question_ids[int(number)]] in "02468" for number in rows.questions]
 
 
+def test_a_softmax_that_does_not_fit_ends_the_watching_and_not_the_training(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_: Any) -> None:
+        raise MemoryError("out of memory")
+
+    run = sdft(tmp_path, student)
+    callback = watch_opened(run, tmp_path)
+    monkeypatch.setattr(run.exposed, "_rows", fail)
+    run.train()
+    assert run.state.global_step == 2
+    assert callback.monitor.reading().num_rollouts == 0
+    assert sum("the reading of the trainer's logits has failed" in record.message for record in caplog.records) == 1
+
+
 def test_rules_switch_context_and_objective_and_lower_the_weight(tmp_path: Path, student: str):
     run = sdft(tmp_path, student, max_steps=5)
     expose_rollouts(run, teacher_prompts={"told": "told"}, reward_func=right_answer)

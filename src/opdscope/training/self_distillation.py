@@ -15,6 +15,7 @@ import torch
 
 from opdscope.errors import TrainingError
 from opdscope.training.curriculum import check_curriculum, in_order, question_key, question_number
+from opdscope.training.guard import Part
 from opdscope.training.loss import Observer, ScoredRows, TokenWeights, beta_of, centred_signal, checked_weights, objective_of
 from opdscope.training.outcomes import RewardFunction, check_outcome_weights, cut_off, judge, weights_by_outcome
 from opdscope.training.teacher_prompts import PLAIN, TeacherPrompt, check_context, check_prompts, teacher_rows
@@ -123,6 +124,7 @@ class Exposed:
         self._inputs: Sequence[Mapping[str, Any]] = ()
         self._has_context: torch.Tensor | None = None
         self._weights: torch.Tensor | None = None
+        self._watching = Part("reading of the trainer's logits")
 
     @property
     def objective(self) -> str:
@@ -205,16 +207,27 @@ class Exposed:
         }
 
     def _show(self, logits: Any, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Make the rows and their weights, and show them to the observers."""
-        rows = self._rows(logits, inputs)
-        own = weights_by_outcome(self._outcome_weights, rows.outcomes, inputs["truncated"])
-        weights = checked_weights(own * rows.has_context, self.token_weights, rows)
+        """Make the rows and their weights, and show them to the observers.
+
+        Where nothing is weighted this only watches: a failure, such as of memory for another softmax, then ends the watching and not the training.
+        """
         self._weights = None
         if self._is_weighted or self.token_weights is not None:
+            rows, weights = self._judged(logits, inputs)
             self._weights = torch.zeros_like(logits.loss_mask, dtype=weights.dtype)
             self._weights[rows.row, rows.position] = weights
-        for observer in self.observers:
-            observer(rows, weights)
+            for observer in self.observers:
+                observer(rows, weights)
+        elif self.observers and self._watching.is_on:
+            with self._watching.trying():
+                rows, weights = self._judged(logits, inputs)
+                for observer in self.observers:
+                    observer(rows, weights)
+
+    def _judged(self, logits: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[ScoredRows, torch.Tensor]:
+        rows = self._rows(logits, inputs)
+        own = weights_by_outcome(self._outcome_weights, rows.outcomes, inputs["truncated"])
+        return rows, checked_weights(own * rows.has_context, self.token_weights, rows)
 
     @torch.no_grad()
     def _rows(self, logits: Any, inputs: Mapping[str, torch.Tensor]) -> ScoredRows:
