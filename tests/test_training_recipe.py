@@ -15,7 +15,7 @@ from opdscope.core.schedule import Schedule
 from opdscope.errors import RecipeError, TrainingError
 from opdscope.models.vocabulary import tokenizer_hash
 from opdscope.store import open_training_log
-from opdscope.training import MonitoredDistillationTrainer, open_recipe, recipe_settings, watch
+from opdscope.training import MonitoredDistillationTrainer, next_contexts, open_recipe, recipe_settings, watch
 from opdscope.training.curriculum import curriculum_order, question_number
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
@@ -101,6 +101,32 @@ def test_the_schedule_takes_the_weight_from_success_and_gain(tmp_path: Path):
     rule = {"name": "r", "series": "success", "below": 0.9, "evaluations": 1, "then": {"action": "lower_weight"}}
     with pytest.raises(TrainingError, match="leave out one of them"):
         watch(run, tmp_path / "log", schedule=Schedule(0.1, 0.1), rules={"every": 1, "least_rollouts": 0, "rules": [rule]})
+
+
+def test_the_schedule_is_a_factor_of_the_weight_that_the_run_begins_with(tmp_path: Path):
+    run = MonitoredDistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path / "trl", max_steps=5, per_device_train_batch_size=64),
+        train_dataset=data(), processing_class=tokenizer(), reward_func=right_answer, distillation_weight=0.25,
+    )  # fmt: skip
+    # success and gain of the beginning so low that neither factor is below 1 unless the gain is gone
+    watch(run, tmp_path / "log", every=1, schedule=Schedule(0.99, 1e-6, ceiling=1.0), keep_best=False)
+    run.train()
+    assert run.distillation_weight in (0.25, 0.0)
+
+
+def test_alternatives_are_the_contexts_to_go_to(tmp_path: Path):
+    written(tmp_path)
+    whole = load_recipe(tmp_path)
+    teacher = whole.recipe.teacher
+    assert teacher is not None
+    others = [
+        teacher.model_copy(update={"privileged_context": name, "model_name_or_path": path})
+        for name, path in (("solution", teacher.model_name_or_path), ("answer", teacher.model_name_or_path), ("hint", "another model"))
+    ]
+    found = LoadedRecipe(whole.path, whole.recipe.model_copy(update={"alternatives": tuple(others)}), whole.questions, whole.token_weights)
+    assert next_contexts(found) == ("solution",)
+    settings = recipe_settings(found, data().add_column("teacher_solution", data()["told"]))
+    assert (settings["context"], list(settings["teacher_prompts"])) == ("answer", ["answer", "solution"])
 
 
 @pytest.mark.parametrize(

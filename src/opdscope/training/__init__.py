@@ -4,7 +4,7 @@ from opdscope.training.callback import WatchingCallback, watch
 from opdscope.training.distillation import MonitoredDistillationTrainer, self_teacher
 from opdscope.training.probe import ProbeSet
 from opdscope.training.questions import TaskReward, training_rows
-from opdscope.training.recipe import open_recipe, recipe_settings
+from opdscope.training.recipe import next_contexts, open_recipe, recipe_settings
 from opdscope.training.reinforcement import MonitoredGRPOTrainer
 from opdscope.training.rescoring import Rescored, monitor_dump
 from opdscope.training.rules import RulesConfig, load_rules
@@ -21,6 +21,7 @@ __all__ = [
     "expose_rollouts",
     "load_rules",
     "monitor_dump",
+    "next_contexts",
     "open_recipe",
     "recipe_settings",
     "self_teacher",

@@ -64,8 +64,8 @@ def watch(
         probe: Fixed questions to measure now and then.
         contexts: Contexts that `switch_context` may go to, best first.
         objectives: Objectives that `switch_objective` may go to, best first.
-        schedule: Sets the distillation weight at each evaluation from live success and gain over null (:mod:`opdscope.core.schedule`); a recipe
-            has one, `recipe.schedule.build()`.
+        schedule: Sets the distillation weight at each evaluation, as a factor of the one that the run begins with, from live success and gain over
+            null (:mod:`opdscope.core.schedule`); a recipe has one, `recipe.schedule.build()`.
         follow_mix: Set the distillation weight of a trainer that mixes it with a policy loss (GRPO, SDPO) to the best share that the rollouts show.
         half_life: Of the live series, in optimizer steps.
         budget: Most of the training time that the free monitor may take.
@@ -136,6 +136,7 @@ class WatchingCallback(TrainerCallback):
         self._probed: ProbeResult | None = None
         self._best = -math.inf
         self._evaluated = -1
+        self._first_weight = steering.weight if steering.can_weigh else 1.0
 
     def attach(self) -> None:
         """Add the callback and its observer to the trainer.
@@ -332,7 +333,7 @@ class WatchingCallback(TrainerCallback):
             return None
         if self.schedule is not None:
             high = reading.interval("gain_over_null", _CONFIDENCE)[1]
-            return distillation_weight(self.schedule, reading.success, reading.gain_over_null, high)
+            return self._first_weight * distillation_weight(self.schedule, reading.success, reading.gain_over_null, high)
         return reading.best_share if self.follow_mix and math.isfinite(reading.best_share) else None
 
     def _series(self, reading: Reading | None) -> dict[str, tuple[float, float]]:
