@@ -418,6 +418,13 @@ MUTATIONS = (
         "training_reinforcement",
     ),
     Mutation(
+        "a policy loss that divides by a fixed length counts as more of a mean over tokens",
+        "training/mixing.py",
+        "mean_length / self.policy_length",
+        "self.policy_length / mean_length",
+        "training_reinforcement",
+    ),
+    Mutation(
         "what two processes saw of a step makes two steps",
         "training/monitor.py",
         "StepRows.together([part for own in held for part in own.get(step, ())])",

@@ -14,7 +14,8 @@ from opdscope.errors import TrainingError
 from opdscope.store import open_training_log
 from opdscope.training import MonitoredGRPOTrainer, watch
 from opdscope.training.loss import ScoredRows
-from opdscope.training.mixing import LiveMix
+from opdscope.training.mixing import LiveMix, ScaledBy
+from opdscope.training.steering import mix_of
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
@@ -141,10 +142,12 @@ def test_rules_change_the_share_the_context_and_the_objective(tmp_path: Path):
     assert (run.distillation_weight, run.context, run.objective) == (0.25, "told", "forward_kl")
 
 
-def test_a_loss_averaged_by_response_counts_its_push_by_response():
-    """Two lengths: with the divisor of its own length each response's push is that of the mean over tokens."""
+@pytest.mark.parametrize("scaled_by", ["group", "batch", "none"])
+@pytest.mark.parametrize(("by_response", "policy_length"), [(False, None), (True, None), (True, 48.0)])
+def test_both_pushes_are_in_the_unit_of_their_loss(scaled_by: ScaledBy, by_response: bool, policy_length: float | None):
+    """Two lengths: what is divided by a response's own tokens is that much more of a mean over tokens, and what is divided by 48 that much less."""
     rng = np.random.default_rng(0)
-    live = LiveMix(4, scale_rewards=False, distils_by_length=True)
+    live = LiveMix(4, scaled_by, distils_by_length=by_response, policy_length=policy_length)
     moments = []
     for _ in range(5):
         outcomes, pushes, squares = (rng.random(8) < 0.5).astype(float), rng.normal(size=8), rng.random(8) + 1
@@ -152,12 +155,23 @@ def test_a_loss_averaged_by_response_counts_its_push_by_response():
         lengths = np.array([10.0, 30.0] * 4)
         live.take(outcomes, np.zeros(8, dtype=int), pushes, squares, lengths)
         rate = (outcomes.sum() + 0.5) / 9
-        signals = rl_signals(outcomes, lengths, group_advantage(np.array(rate), 4, False), False, 20.0)
-        moments.append(fisher_moments(outcomes, signals, 20 * pushes / lengths, 400 * squares / lengths**2))
+        signals = rl_signals(outcomes, lengths, group_advantage(np.array(rate), 4, scaled_by == "group"), False, 20.0)
+        signals = signals * (1 if policy_length is None else 20 / 48) / (np.std(outcomes, ddof=1) + 1e-4 if scaled_by == "batch" else 1)
+        share = 20 / lengths if by_response else 1.0
+        moments.append(fisher_moments(outcomes, signals, pushes * share, squares * share**2))
     found, expected = live.reading(0.9), mix(np.stack(moments), 0.9)
     assert found is not None
     assert found.distillation.value == pytest.approx(expected.distillation.value)
     assert found.share.value == pytest.approx(expected.share.value)
+
+
+def test_the_mix_knows_how_the_trainer_scales(tmp_path: Path):
+    for settings, expected in (
+        ({}, ("group", False)), ({"scale_rewards": "batch"}, ("batch", False)), ({"scale_rewards": False, "loss_type": "grpo"}, ("none", True))
+    ):  # fmt: skip
+        live = mix_of(trainer(tmp_path, settings, 8))
+        assert live is not None
+        assert (live.scale_rewards, live.by_length, live.distils_by_length, live.policy_length) == (*expected, False, None)
 
 
 @pytest.mark.parametrize(

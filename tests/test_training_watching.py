@@ -115,7 +115,7 @@ def test_the_mix_of_two_pushes_finds_the_useful_one():
     rng = np.random.default_rng(0)
     shares = {}
     for strength in (0.0, 1.0):
-        live = LiveMix(8, scale_rewards=False)
+        live = LiveMix(8, "none")
         for _ in range(30):
             questions = np.repeat(np.arange(4), 8)
             outcomes = (rng.random(32) < 0.5).astype(float)

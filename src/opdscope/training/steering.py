@@ -161,8 +161,10 @@ def mix_of(trainer: Any) -> LiveMix | None:
     groups, loss_type = getattr(trainer, "num_generations", 1), getattr(trainer, "loss_type", "")
     if not _is_any(trainer, (*_BY_LOSS, *_MIXED)) or groups < 3:
         return None
-    scaled = getattr(trainer, "scale_rewards", "group") not in ("none", False)
-    return LiveMix(groups, scaled, by_length=loss_type == "grpo", distils_by_length=_is_any(trainer, _BY_LOSS))
+    scaled = {True: "group", False: "none"}.get(trainer.scale_rewards, trainer.scale_rewards)
+    by_response = _is_any(trainer, _BY_LOSS)
+    length = float(trainer.max_completion_length) if by_response and loss_type == "dr_grpo" else None
+    return LiveMix(groups, scaled, by_length=loss_type == "grpo", distils_by_length=by_response, policy_length=length)
 
 
 def check_watchable(steering: Steering, has_probe: bool, rollouts_per_step: int) -> None:
