@@ -266,6 +266,14 @@ def test_a_wrong_setting_is_refused_before_training(tmp_path: Path, settings: di
         trainer(tmp_path, **settings)
 
 
+def test_a_data_set_without_prompts_is_refused(tmp_path: Path):
+    with pytest.raises(TrainingError, match="no column 'prompt', which the student is asked; it has question_id, told, answer"):
+        MonitoredDistillationTrainer(
+            model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), processing_class=tokenizer(),
+            train_dataset=chain_rows(8).remove_columns("prompt"),
+        )  # fmt: skip
+
+
 def test_the_student_itself_is_refused_as_its_teacher(tmp_path: Path):
     student = model("chain-student-weak")
     with pytest.raises(TrainingError, match="self_teacher"):

@@ -111,6 +111,13 @@ def test_what_an_action_changes(action: dict[str, Any], weight: float, after: st
         assert str(after) in {f"{trainer.distillation_weight:g}", trainer.context, trainer.objective}
 
 
+def test_alternatives_that_do_not_exist_are_refused():
+    with pytest.raises(TrainingError, match="there is no context 'hint'; the trainer has plain, told, solution"):
+        Steering(Weighed(1.0), ("hint",))
+    with pytest.raises(TrainingError, match="unknown objective 'jsd'"):
+        Steering(Weighed(1.0), objectives=("jsd",))
+
+
 def test_contexts_are_left_one_after_the_other_and_not_gone_back_to():
     steering, switch = Steering(Weighed(1.0), ("told", "solution")), book(then={"action": "switch_context"}).config.rules[0].then
     seen: list[str] = []

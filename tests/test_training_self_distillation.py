@@ -231,6 +231,10 @@ def test_what_is_no_such_trainer_or_was_not_opened_is_refused(tmp_path: Path, st
         expose_rollouts(sdpo(tmp_path), teacher_prompts={"told": "told"})
     with pytest.raises(TrainingError, match="SDPO has rewards of its own"):
         expose_rollouts(sdpo(tmp_path), reward_func=right_answer)
+    run = sdft(tmp_path, student, distillation_mode="sampled_token", distillation_alpha=1.0)
+    expose_rollouts(run)
+    with pytest.raises(TrainingError, match="is reverse KL and cannot become forward_kl"):
+        watch(run, tmp_path / "log", objectives=["forward_kl"])
     for settings, message in (({"top_p": 0.9}, "samples with top_p=0.9"), ({"mask_truncated_completions": True}, "by how they ended")):
         run = sdpo(tmp_path, **settings)
         expose_rollouts(run)

@@ -134,10 +134,18 @@ class Exposed:
 
     @objective.setter
     def objective(self, name: str) -> None:
+        self._trainer.args.distillation_alpha = self.check_objective(name)
+
+    def check_objective(self, name: str) -> float:
+        """TRL's `distillation_alpha` of an objective.
+
+        Raises:
+            TrainingError: If there is no such objective, or the trainer cannot have it.
+        """
         beta = beta_of(name)
         if self._trainer.args.distillation_mode == "sampled_token" and beta != 1.0:
             raise TrainingError(f"distillation_mode='sampled_token' is reverse KL and cannot become {name}; set it to 'full_logits'")
-        self._trainer.args.distillation_alpha = beta
+        return beta
 
     @property
     def context(self) -> str:

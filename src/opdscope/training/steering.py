@@ -6,6 +6,7 @@ from typing import Any
 
 from opdscope.errors import TrainingError
 from opdscope.training.guard import logger
+from opdscope.training.loss import beta_of
 from opdscope.training.mixing import LiveMix
 from opdscope.training.rules import LEAST_VERIFIED, Action, LowerWeight, RaiseWeight, Stop, Switch
 
@@ -47,6 +48,8 @@ class Steering:
         unknown = [name for name in self.contexts if name not in self.handle.contexts]
         if unknown:
             raise TrainingError(f"there is no context {unknown[0]!r}; the trainer has {', '.join(self.handle.contexts)}")
+        for name in self.objectives:
+            getattr(self.handle, "check_objective", beta_of)(name)
 
     @property
     def handle(self) -> Any:

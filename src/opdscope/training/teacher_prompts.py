@@ -17,12 +17,14 @@ TeacherPrompt = str | Callable[[Mapping[str, Any]], Any]
 
 
 def check_prompts(prompts: Mapping[str, TeacherPrompt], dataset: Any) -> None:
-    """Refuse a context whose column is not in the data set.
+    """Refuse a data set without the student's prompts, or without the column of a context.
 
     Raises:
         TrainingError: With the column, and those that there are.
     """
     columns = getattr(dataset, "column_names", None) or []
+    if columns and "prompt" not in columns:
+        raise TrainingError(f"the data set has no column 'prompt', which the student is asked; it has {', '.join(columns)}")
     for name, prompt in prompts.items():
         if isinstance(prompt, str) and columns and prompt not in columns:
             raise TrainingError(f"context {name!r} wants the column {prompt!r}, and the data set has {', '.join(columns)}")
