@@ -7,7 +7,7 @@ from typing import Any
 from opdscope.errors import TrainingError
 from opdscope.training.guard import logger
 from opdscope.training.loss import beta_of
-from opdscope.training.mixing import LiveMix
+from opdscope.training.mixing import LiveMix, ScaledBy
 from opdscope.training.rules import LEAST_VERIFIED, Action, LowerWeight, RaiseWeight, Stop, Switch
 
 _BY_LEARNING_RATE = ("DistillationTrainer", "GKDTrainer", "SDFTTrainer")
@@ -16,6 +16,8 @@ _BY_LOSS = ("SDPOTrainer",)
 """Trainers that mix losses and read `args.distillation_weight` at each step."""
 _MIXED = ("MonitoredGRPOTrainer",)
 """Trainers that mix losses by a weight of their own."""
+_SCALED_BY: dict[Any, ScaledBy] = {"group": "group", True: "group", "batch": "batch", "none": "none", False: "none"}
+"""TRL's names of `scale_rewards`, old and new."""
 _INSTEAD = {
     "SDFTTrainer": "call expose_rollouts(trainer) first",
     "SDPOTrainer": "call expose_rollouts(trainer) first",
@@ -164,7 +166,7 @@ def mix_of(trainer: Any) -> LiveMix | None:
     groups, loss_type = getattr(trainer, "num_generations", 1), getattr(trainer, "loss_type", "")
     if not _is_any(trainer, (*_BY_LOSS, *_MIXED)) or groups < 3:
         return None
-    scaled = {True: "group", False: "none"}.get(trainer.scale_rewards, trainer.scale_rewards)
+    scaled = _SCALED_BY[trainer.scale_rewards]
     by_response = _is_any(trainer, _BY_LOSS)
     length = float(trainer.max_completion_length) if by_response and loss_type == "dr_grpo" else None
     return LiveMix(groups, scaled, by_length=loss_type == "grpo", distils_by_length=by_response, policy_length=length)
