@@ -130,6 +130,16 @@ def test_the_mix_is_live_and_may_be_followed(tmp_path: Path):
     assert any("opdscope/best_share" in entry for entry in run.state.log_history)
 
 
+def test_rollouts_that_are_trained_on_twice_are_read_once(tmp_path: Path):
+    seen: list[ScoredRows] = []
+    settings = {"max_steps": 8, "num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
+    run = trainer(tmp_path, settings, observers=[lambda rows, _: seen.append(rows)])
+    callback = watch(run, tmp_path / "log", every=1, keep_best=False)
+    run.train()
+    assert sum(rows.num_rows for rows in seen) == 8 * 16
+    assert callback.monitor.reading().num_rollouts == 4 * 16
+
+
 def test_rules_change_the_share_the_context_and_the_objective(tmp_path: Path):
     run = trainer(tmp_path, {"max_steps": 6}, teacher_prompts={"told": "told"})
     actions = ("lower_weight", "switch_context", "switch_objective")

@@ -30,7 +30,7 @@ from opdscope.training.rules import (
     check_rules,
     load_rules,
 )
-from opdscope.training.steering import Change, Steering, apply, change_of, check_trainer, check_watchable, mix_of
+from opdscope.training.steering import Change, Steering, apply, change_of, check_trainer, check_watchable, is_repeat, mix_of
 
 _EVERY = 10
 """Optimizer steps between evaluations without rules."""
@@ -172,7 +172,7 @@ class WatchingCallback(TrainerCallback):
         part = self.parts["monitor"]
 
         def guarded(rows: Any, weights: Any) -> None:
-            if part.is_on:
+            if part.is_on and not is_repeat(self.trainer):
                 with part.trying():
                     observe(rows, weights)
 

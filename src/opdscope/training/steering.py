@@ -172,6 +172,12 @@ def mix_of(trainer: Any) -> LiveMix | None:
     return LiveMix(groups, scaled, by_length=loss_type == "grpo", distils_by_length=by_response, policy_length=length)
 
 
+def is_repeat(trainer: Any) -> bool:
+    """Whether the batch at hand was trained on before: its rollouts, read again, would count twice and are no longer the student's."""
+    iterations = getattr(trainer, "num_iterations", 1)
+    return iterations > 1 and (trainer._step // trainer.args.steps_per_generation) % iterations != 0
+
+
 def check_watchable(steering: Steering, has_probe: bool, rollouts_per_step: int) -> None:
     """Refuse a run in which there would be nothing to see, and say so where little will be.
 
