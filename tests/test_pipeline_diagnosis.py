@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 import opdscope
 from opdscope.errors import ConfigError, ModelError, OpdscopeError, RunDirectoryError
@@ -195,6 +196,12 @@ def test_free_rivals_agree_with_each_other_and_are_ranked_beside_the_gain(finish
     assert 0 < rivals["teacher"]["overlap"] < 1
     assert rivals["teacher"]["log_odds_value"] > 0.05
     assert set(data["rival_rank_correlations"]) >= {"overlap", "overlap_advantage", "log_odds_value", "entropy_gap", "jensen_shannon"}
+    # three real teachers are too few for a correlation; with the nulls there are enough of those that have the rival
+    assert set(data["rival_rank_correlations"].values()) == {None}
+    gains = {t["name"]: t["natural_gain"]["value"] for t in data["teachers"]}
+    pairs = [(rivals[name]["reverse_kl"], gain) for name, gain in gains.items()]
+    expected = spearmanr(*zip(*pairs, strict=True)).statistic
+    assert data["rival_rank_correlations_with_nulls"]["reverse_kl"] == pytest.approx(expected)
     by_key = {(r["teacher"], r["question_id"], r["rollout_index"]): r for r in finished.table("teacher_positions").to_pylist()}
     for row in finished.table("scores").to_pylist():
         if row["objective"] == "reverse_kl":  # the log-ratio is the signal before its mean, which is minus the divergence, is taken off

@@ -234,6 +234,21 @@ def test_objective_and_context_may_change_mid_run(tmp_path: Path):
     assert used == [(1.0, False), (0.5, True), (0.5, True)]
 
 
+def test_a_curriculum_leaves_the_number_of_steps_as_it_was(tmp_path: Path):
+    settings = {"max_steps": -1, "num_train_epochs": 2, "learning_rate": 0.0}
+    order = [[f"chain-0-{index:05d}" for index in range(start, start + 32)] for start in (0, 32)]
+    runs = [
+        MonitoredDistillationTrainer(
+            model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path, **settings), train_dataset=chain_rows(),
+            processing_class=tokenizer(), curriculum=curriculum,
+        )
+        for curriculum in ((), order)
+    ]  # fmt: skip
+    for run in runs:
+        run.train()
+    assert [run.state.global_step for run in runs] == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -249,6 +264,14 @@ def test_objective_and_context_may_change_mid_run(tmp_path: Path):
 def test_a_wrong_setting_is_refused_before_training(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(TrainingError, match=message):
         trainer(tmp_path, **settings)
+
+
+def test_a_data_set_without_prompts_is_refused(tmp_path: Path):
+    with pytest.raises(TrainingError, match="no column 'prompt', which the student is asked; it has question_id, told, answer"):
+        MonitoredDistillationTrainer(
+            model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), processing_class=tokenizer(),
+            train_dataset=chain_rows(8).remove_columns("prompt"),
+        )  # fmt: skip
 
 
 def test_the_student_itself_is_refused_as_its_teacher(tmp_path: Path):

@@ -91,6 +91,11 @@ def test_a_dump_of_verl_is_read_from_the_command_line(live: tuple[Path, Any], tm
             r"line 1: unknown layout: expected verl's keys input, output, gts, score and step, found",
         ),
         ("a.jsonl", '{"input": ', "line 1: not JSON"),
+        ("a.jsonl", b'{"input": "\xff"}', "is not UTF-8"),
+        ("a.jsonl", "\n", "the files hold no rollouts"),
+        ("1.jsonl", '{"input": "x", "output": "y", "score": "high"}', "line 1: expected a number or nothing as the reward, found 'high'"),
+        ("1.jsonl", '{"input": "x", "output": "y", "score": [1]}', r"line 1: expected a number or nothing as the reward, found '\[1\]'"),
+        ("a.parquet", {"step": ["one"], "prompt": [""], "completion": [""]}, "expected whole numbers in the column step, found string"),
         ("a.jsonl", '{"input": "x", "output": "y", "score": 1}\n', "line 1: no step"),
         ("a.parquet", {"text": ["x"]}, "unknown layout: expected TRL's columns step, prompt and completion, found text"),
         ("a.parquet", b"nothing", "cannot be read as Parquet"),
@@ -109,6 +114,17 @@ def test_a_dump_of_unknown_layout_is_refused(tmp_path: Path, name: str, content:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TrainingError, match=message):
         read_dump(tmp_path)
+
+
+def test_responses_that_are_empty_or_foreign_are_no_traceback(live: tuple[Path, Any], tmp_path: Path):
+    row = pq.read_table(live[0] / "completions_00001.parquet").to_pylist()[0]
+    lines = [{"input": row["prompt"], "output": text, "score": 1.0, "step": step} for step, text in ((1, None), (2.0, row["completion"]))]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    done = monitor_dump(tmp_path / "a.jsonl", CONFIG, tmp_path / "log")
+    assert (done.num_steps, done.num_rollouts) == (2, 2)
+    (tmp_path / "b.jsonl").write_text(json.dumps({**lines[1], "output": "日本"}))
+    with pytest.raises(TrainingError, match="cannot encode the recorded response '日本'"):
+        monitor_dump(tmp_path / "b.jsonl", CONFIG, tmp_path / "log")
 
 
 @pytest.mark.parametrize(

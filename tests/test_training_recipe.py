@@ -1,4 +1,4 @@
-"""Recipes applied to a real trainer, and self-distillation trainers opened for monitor and masks."""
+"""Recipes applied to a real trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from opdscope.core.schedule import Schedule
 from opdscope.errors import RecipeError, TrainingError
 from opdscope.models.vocabulary import tokenizer_hash
 from opdscope.store import open_training_log
-from opdscope.training import MonitoredDistillationTrainer, expose_rollouts, open_recipe, recipe_settings, watch
+from opdscope.training import MonitoredDistillationTrainer, next_contexts, open_recipe, recipe_settings, watch
 from opdscope.training.curriculum import curriculum_order, question_number
-from opdscope.training.loss import ScoredRows
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
@@ -104,6 +103,32 @@ def test_the_schedule_takes_the_weight_from_success_and_gain(tmp_path: Path):
         watch(run, tmp_path / "log", schedule=Schedule(0.1, 0.1), rules={"every": 1, "least_rollouts": 0, "rules": [rule]})
 
 
+def test_the_schedule_is_a_factor_of_the_weight_that_the_run_begins_with(tmp_path: Path):
+    run = MonitoredDistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path / "trl", max_steps=5, per_device_train_batch_size=64),
+        train_dataset=data(), processing_class=tokenizer(), reward_func=right_answer, distillation_weight=0.25,
+    )  # fmt: skip
+    # success and gain of the beginning so low that neither factor is below 1 unless the gain is gone
+    watch(run, tmp_path / "log", every=1, schedule=Schedule(0.99, 1e-6, ceiling=1.0), keep_best=False)
+    run.train()
+    assert run.distillation_weight in (0.25, 0.0)
+
+
+def test_alternatives_are_the_contexts_to_go_to(tmp_path: Path):
+    written(tmp_path)
+    whole = load_recipe(tmp_path)
+    teacher = whole.recipe.teacher
+    assert teacher is not None
+    others = [
+        teacher.model_copy(update={"privileged_context": name, "model_name_or_path": path})
+        for name, path in (("solution", teacher.model_name_or_path), ("answer", teacher.model_name_or_path), ("hint", "another model"))
+    ]
+    found = LoadedRecipe(whole.path, whole.recipe.model_copy(update={"alternatives": tuple(others)}), whole.questions, whole.token_weights)
+    assert next_contexts(found) == ("solution",)
+    settings = recipe_settings(found, data().add_column("teacher_solution", data()["told"]))
+    assert (settings["context"], list(settings["teacher_prompts"])) == ("answer", ["answer", "solution"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -143,62 +168,3 @@ def test_a_curriculum_gives_every_batch_its_share_and_leaves_out_the_rest():
     assert order == curriculum_order(list("abcdab"), [["a", "b"], ["c"]], 10, seed=1)
     with pytest.raises(TrainingError, match="batch 2 of the curriculum has no question"):
         curriculum_order(["a"], [["a"], ["z"]], 4, seed=0)
-
-
-SHORT: dict[str, Any] = {
-    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_steps": 2, "report_to": [], "save_strategy": "no",
-    "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 24, "logging_steps": 1, "disable_tqdm": True,
-}  # fmt: skip
-
-
-def test_an_sdpo_trainer_shows_its_rows_takes_a_mask_and_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-
-    wording = {
-        "reprompt_template": "{solution}{feedback} {prompt}",
-        "solution_template": "S{successful_previous_attempt}",
-        "feedback_template": "",
-    }
-    args = SDPOConfig(
-        output_dir=str(tmp_path / "trl"), distillation_mode="full_logits", **{**SHORT, "max_completion_length": 48}, **wording
-    )
-    run = SDPOTrainer(
-        model("chain-student-weak"), right_answer, args,
-        chain_rows(8), processing_class=tokenizer(),
-    )  # fmt: skip
-    kept: list[ScoredRows] = []
-    expose_rollouts(run, keep=lambda rows: (kept.append(rows), rows.position >= 2)[1])
-    rule = {"name": "r", "series": "success", "below": 2.0, "evaluations": 1, "then": {"action": "lower_weight", "factor": 0.5}}
-    callback = watch(run, tmp_path / "log", rules={"every": 1, "least_rollouts": 0, "rules": [rule]}, keep_best=False)
-    run.train()
-    assert all(part.is_on for part in callback.parts.values())
-    assert len(kept) >= 1
-    assert run.args.distillation_weight < 1.0
-    assert callback.monitor.reading().num_rollouts >= 8
-    assert callback.monitor.mix is not None
-    assert callback.monitor.mix.num_generations == 4
-    with pytest.raises(TrainingError, match="and no schedule"):
-        watch(run, tmp_path / "log", follow_mix=True, schedule=Schedule(0.1, 0.1))
-
-
-def test_an_sdft_trainer_is_watched_with_outcomes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-
-    rows = chain_rows(8)
-    folder = tmp_path / "student"
-    model("chain-student-weak").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    data = rows.map(lambda row: {"privileged_context": row["answer"]}).select_columns(["prompt", "privileged_context"])
-    args = SDFTConfig(
-        output_dir=str(tmp_path / "trl"), teacher_prompt_template="A{privileged_context} {prompt}", distillation_topk=8, **SHORT
-    )
-    run = SDFTTrainer(str(folder), args, data, processing_class=tokenizer())
-    expose_rollouts(run, outcomes=lambda texts: [float(text.endswith("0")) for text in texts])
-    callback = watch(run, tmp_path / "log", every=1, keep_best=False)
-    run.train()
-    assert all(part.is_on for part in callback.parts.values())
-    assert callback.monitor.reading().num_rollouts == 16
-    with pytest.raises(TrainingError, match="expected TRL's SDFTTrainer or SDPOTrainer"):
-        expose_rollouts(object())

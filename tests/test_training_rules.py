@@ -7,6 +7,7 @@ import pytest
 
 from opdscope.errors import TrainingError
 from opdscope.training.rules import RuleBook, Situation, check_rules, load_rules
+from opdscope.training.steering import Steering, apply, change_of
 
 STOP = {"action": "stop"}
 
@@ -78,6 +79,54 @@ def test_forgetting_a_series_starts_its_rules_anew():
     assert fired(rules, [-1, -1]) == [1]
 
 
+class Weighed:
+    """A trainer as far as steering looks at it."""
+
+    def __init__(self, weight: float) -> None:
+        self.distillation_weight, self.observers, self.contexts = weight, [], ("plain", "told", "solution")
+        self.context, self.objective = "plain", "reverse_kl"
+
+
+@pytest.mark.parametrize(
+    ("action", "weight", "after"),
+    [
+        ({"action": "lower_weight", "factor": 0.5}, 1.0, "0.5"),
+        ({"action": "lower_weight", "factor": 0.5, "floor": 0.8}, 1.0, "0.8"),
+        ({"action": "lower_weight", "factor": 0.5, "floor": 0.8}, 0.5, None),  # below the floor already: nothing is raised
+        ({"action": "raise_weight", "factor": 2.0}, 0.25, "0.5"),
+        ({"action": "raise_weight", "factor": 2.0, "ceiling": 0.3}, 0.25, "0.3"),
+        ({"action": "raise_weight", "factor": 2.0}, 1.0, None),
+        ({"action": "stop"}, 1.0, "stopped"),
+        ({"action": "switch_context"}, 1.0, "told"),
+        ({"action": "switch_objective"}, 1.0, "forward_kl"),
+    ],
+)
+def test_what_an_action_changes(action: dict[str, Any], weight: float, after: str | None):
+    trainer = Weighed(weight)
+    steering = Steering(trainer, ("told", "solution"), ("forward_kl",))
+    change = change_of(book(then=action).config.rules[0].then, steering)
+    assert (None if change is None else change.after) == after
+    if change is not None and change.action != "stop":
+        assert apply(change, steering) == change.action.startswith("switch")
+        assert str(after) in {f"{trainer.distillation_weight:g}", trainer.context, trainer.objective}
+
+
+def test_alternatives_that_do_not_exist_are_refused():
+    with pytest.raises(TrainingError, match="there is no context 'hint'; the trainer has plain, told, solution"):
+        Steering(Weighed(1.0), ("hint",))
+    with pytest.raises(TrainingError, match="unknown objective 'jsd'"):
+        Steering(Weighed(1.0), objectives=("jsd",))
+
+
+def test_contexts_are_left_one_after_the_other_and_not_gone_back_to():
+    steering, switch = Steering(Weighed(1.0), ("told", "solution")), book(then={"action": "switch_context"}).config.rules[0].then
+    seen: list[str] = []
+    while (change := change_of(switch, steering)) is not None:
+        apply(change, steering)
+        seen.append(steering.context)
+    assert seen == ["told", "solution"]
+
+
 @pytest.mark.parametrize(
     ("rule", "run", "message"),
     [
@@ -96,12 +145,14 @@ def test_forgetting_a_series_starts_its_rules_anew():
         ({}, {"has_monitor": False}, "needs a trainer that shows its rollouts"),
         ({}, {"has_outcomes": False}, "needs outcomes, and the trainer has no reward function"),
         ({"evaluations": 11}, {}, "it wants 11 evaluations, one every 10 steps, and the 100 steps of this run leave 9"),
-        ({}, {"rollouts_per_step": 2}, "leave 0"),
+        ({}, {"rollouts_per_step": 2}, "a step needs 3 rollouts to say anything, and there are 2 in one"),
+        ({}, {"rollouts_per_step": 3, "max_steps": 60}, "it wants 2 evaluations, one every 10 steps, and the 60 steps of this run leave 0"),
         ({"series": "success"}, {}, "a success rate is never below 0"),
         ({"series": "success", "below": None, "above": 1.0, "bound": "lower"}, {}, "a success rate is never above 1"),
         ({"series": "success", "below": None, "falls_by": 1.0}, {}, "cannot fall by 1"),
         ({"then": {"action": "lower_weight"}}, {"can_weigh": False}, "this trainer has no distillation weight"),
         ({"then": {"action": "lower_weight", "floor": 1.0}}, {}, "the distillation weight 1 is not above the floor 1"),
+        ({"then": {"action": "raise_weight"}}, {}, "the distillation weight 1 is not below the ceiling 1, and no rule lowers it"),
         ({"then": {"action": "switch_context"}}, {"num_contexts": 0}, "there is no other context"),
         ({"then": {"action": "switch_objective"}}, {"num_objectives": 0}, "there is no other objective"),
     ],
@@ -115,6 +166,7 @@ def test_a_rule_that_can_never_fire_is_refused(rule: dict[str, Any], run: dict[s
 
 def test_rules_that_can_fire_are_not_refused():
     check_rules(book().config, situation())
+    check_rules(book(then={"action": "raise_weight"}).config, situation(distillation_weight=0.5))
     check_rules(book(series="probe.natural_gain").config, situation(probe_every=20, has_monitor=False, rollouts_per_step=0))
 
 

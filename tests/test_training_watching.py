@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import DistillationTrainer
 
 from fixtures.training import NOISE, arguments, chain_rows, model, right_answer, tokenizer
 from opdscope.core.aggregation import clustered_mean
@@ -30,6 +31,7 @@ from opdscope.training.guard import Part, undisturbed
 from opdscope.training.loss import ScoredRows
 from opdscope.training.mixing import LiveMix
 from opdscope.training.monitor import FreeMonitor
+from opdscope.training.resuming import read_resumed
 from opdscope.training.steering import check_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
@@ -113,7 +115,7 @@ def test_the_mix_of_two_pushes_finds_the_useful_one():
     rng = np.random.default_rng(0)
     shares = {}
     for strength in (0.0, 1.0):
-        live = LiveMix(8, scale_rewards=False)
+        live = LiveMix(8, "none")
         for _ in range(30):
             questions = np.repeat(np.arange(4), 8)
             outcomes = (rng.random(32) < 0.5).astype(float)
@@ -305,7 +307,11 @@ def test_any_trainer_may_have_the_probe_set_and_its_rules(tmp_path: Path):
     assert open_training_log(tmp_path / "log").table("training_actions")["step"].to_pylist() == [0]
     assert any("opdscope/probe/teacher/natural_gain" in entry for entry in run.state.log_history)
     with pytest.raises(TrainingError, match="needs a trainer that shows its rollouts"):
-        watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]})
+        watch(run, tmp_path / "log", rules={"rules": [{**rule, "series": "success"}]}, probe=ProbeSet(PROBE, tmp_path / "probes"))
+    with pytest.raises(
+        TrainingError, match="a Trainer does not show its rollouts, student and teacher, and there is no probe set, so nothing"
+    ):
+        watch(run, tmp_path / "log")
     with pytest.raises(TrainingError, match="contexts and objectives can be changed in a MonitoredDistillationTrainer"):
         watch(run, tmp_path / "log", contexts=["told"])
 
@@ -347,6 +353,46 @@ def test_a_run_that_goes_on_is_held_against_the_student_before_training(tmp_path
     assert steps == [0, 2, 4]
     start, end = (question_success(open_run(tmp_path / "probes" / f"step-000000{step}").tables()) for step in (0, 4))
     assert changes[2] == pytest.approx(np.mean([end[name] - start[name] for name in start]))
+
+
+def test_what_will_not_be_known_is_said_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run = MonitoredDistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()
+    )  # fmt: skip
+    watch(run, tmp_path / "log")
+    assert "raise the batch size" not in caplog.text
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"the records cannot go to .*file: File exists; choose another log_dir"):
+        watch(run, tmp_path / "file")
+    watch(trainer(tmp_path, settings={"per_device_train_batch_size": 2}), tmp_path / "log")
+    assert "a step has 2 rollouts, and success and gains take 3: raise the batch size" in caplog.text
+    assert "has no reward function: divergence, entropy and length are watched, success and gains are not known" in caplog.text
+    plain = DistillationTrainer(
+        model("chain-student-weak"), model("chain-teacher"), args=arguments(tmp_path), train_dataset=chain_rows(8), processing_class=tokenizer()
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="so nothing can be watched; use MonitoredDistillationTrainer in its place"):
+        watch(plain, tmp_path / "log")
+
+
+def test_a_run_that_goes_on_keeps_what_rules_had_made_of_it(tmp_path: Path):
+    settings = {"save_strategy": "steps", "save_steps": 3}
+    actions = ("lower_weight", "switch_context", "switch_objective")
+    rules = [{"name": a, "series": "success", "below": 2.0, "evaluations": 1, "most": 1, "then": {"action": a}} for a in actions]
+    ends: list[tuple[float, str, str]] = []
+    for steps in (4, 6):
+        run = trainer(tmp_path, steps, settings, teacher_prompts={"told": "told"})
+        callback = watch(
+            run, tmp_path / "log", rules={"every": 1, "least_rollouts": 0, "rules": rules}, contexts=["told"], objectives=["forward_kl"]
+        )  # fmt: skip
+        run.train(resume_from_checkpoint=steps == 6)
+        ends.append((run.distillation_weight, run.context, run.objective))
+        assert all(part.is_on for part in callback.parts.values())
+    assert ends == [(0.5, "told", "forward_kl")] * 2
+    stored = open_training_log(tmp_path / "log").table("training_actions").to_pylist()
+    # the checkpoint of step 3 knows of the first two; what came after it is done again, and nothing twice
+    assert [row["action"] for row in stored] == list(actions)
+    best = read_resumed(open_training_log(tmp_path / "log"), has_probe=False, z=1.0).best
+    assert best == callback._best > 0
 
 
 class GKDTrainer:

@@ -86,6 +86,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
         "parameters": parameter_alignments(tables, config),
         "paper": None if config.paper is None else summarize_paper(tables, config, config.paper, ranked),
         "rival_rank_correlations": rank_correlations(ranked),
+        "rival_rank_correlations_with_nulls": rank_correlations(ranked, nulls=True),
         "spent": spent,
         "target": summarize_target(tables, config),
         "settings": {

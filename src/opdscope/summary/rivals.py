@@ -87,15 +87,24 @@ def log_odds_values(tables: Mapping[str, pa.Table]) -> dict[str, float]:
     return {teacher: float(np.mean(own)) if own else float("nan") for teacher, own in gaps.items()}
 
 
-def rank_correlations(teachers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Spearman correlation, over the real teachers, of each rival with the natural gain; None with fewer than four teachers or without spread."""
-    real = [teacher for teacher in teachers if not teacher["is_null"]]
-    names = list(dict.fromkeys(name for teacher in real for name in teacher["rivals"]))
+LEAST_TEACHERS = 4
+"""From so many on a rank correlation says anything."""
+
+
+def rank_correlations(teachers: Sequence[Mapping[str, Any]], *, nulls: bool = False) -> dict[str, float | None]:
+    """Spearman correlation, over teachers, of each rival with the natural gain; None with fewer than four teachers or without spread.
+
+    Args:
+        teachers: Ranked teachers with their rivals.
+        nulls: Whether null teachers count, too: a rival that cannot tell them from teachers ranks them wrongly.
+    """
+    counted = [teacher for teacher in teachers if nulls or not teacher["is_null"]]
+    names = list(dict.fromkeys(name for teacher in counted for name in teacher["rivals"]))
     result: dict[str, float | None] = {}
     for name in names:
-        pairs = np.array([(t["rivals"].get(name, np.nan), t["natural_gain"].value) for t in real])
+        pairs = np.array([(t["rivals"].get(name, np.nan), t["natural_gain"].value) for t in counted])
         defined = pairs[~np.isnan(pairs).any(axis=1)]
-        spread = len(defined) >= 4 and len(np.unique(defined[:, 0])) > 1 and len(np.unique(defined[:, 1])) > 1
+        spread = len(defined) >= LEAST_TEACHERS and len(np.unique(defined[:, 0])) > 1 and len(np.unique(defined[:, 1])) > 1
         result[name] = float(np.corrcoef(stats.rankdata(defined[:, 0]), stats.rankdata(defined[:, 1]))[0, 1]) if spread else None
     return result
 

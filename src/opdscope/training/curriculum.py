@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from opdscope.errors import TrainingError
@@ -49,3 +51,38 @@ def curriculum_order(question_ids: Sequence[str], batches: Sequence[Sequence[str
             order += rows[:wanted]
             wanted -= len(rows[:wanted])
     return order
+
+
+def check_curriculum(batches: Sequence[Sequence[str]], dataset: Any) -> None:
+    """Refuse a data set that a curriculum cannot be found in.
+
+    Raises:
+        TrainingError: If it has no `question_id`.
+    """
+    if batches and "question_id" not in (getattr(dataset, "column_names", None) or []):
+        raise TrainingError("a curriculum needs a data set of known length with the column 'question_id'")
+
+
+@contextmanager
+def in_order(trainer: Any, batches: Sequence[Sequence[str]]) -> Generator[None]:
+    """Let a TRL trainer make its data loader over the rows in the order of a curriculum; without batches over its own.
+
+    The order is that of the whole run and is gone through once: a run that was to last some epochs is told its number of steps instead. Where a
+    trainer answers a question several times, or goes through its responses several times, the order has as many fewer rows.
+    """
+    if not batches:
+        yield
+        return
+    whole, shuffled, answers = trainer.train_dataset, trainer.shuffle_dataset, getattr(trainer, "num_generations", 1)
+    args, iterations = trainer.args, getattr(trainer, "num_iterations", 1)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    if args.max_steps <= 0:
+        args.max_steps = math.ceil(args.num_train_epochs * (len(whole) * answers * iterations // step))
+    generation = getattr(args, "generation_batch_size", None) or step
+    num_rows = math.ceil(args.max_steps * step / (generation * iterations)) * generation // answers
+    trainer.train_dataset = whole.select(curriculum_order(whole["question_id"], batches, num_rows, args.seed))
+    trainer.shuffle_dataset = False
+    try:
+        yield
+    finally:
+        trainer.train_dataset, trainer.shuffle_dataset = whole, shuffled

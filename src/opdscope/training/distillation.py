@@ -4,7 +4,6 @@ Everything else is TRL's: generation, accumulation, chunked loss, logging. Two o
 :func:`opdscope.training.loss.check_kernel` refuses a version in which they mean something else.
 """
 
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,25 +11,16 @@ from typing import Any
 
 import torch
 from trl.trainer import distillation_trainer
-from trl.trainer.utils import pad
 
 from opdscope.errors import TrainingError
-from opdscope.training.curriculum import curriculum_order, question_key, question_number
+from opdscope.training.curriculum import check_curriculum, in_order, question_key, question_number
 from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.loss import LossRequest, Observer, TokenWeights, beta_of, check_kernel, objective_of, weighted_divergence_loss
+from opdscope.training.outcomes import RewardFunction, check_outcome_weights, cut_off, judge, weights_by_outcome
+from opdscope.training.teacher_prompts import PLAIN, TeacherPrompt, check_context, check_prompts, teacher_rows
 
 _trl: Any = distillation_trainer
 _DistillationTrainer: Any = _trl.DistillationTrainer
-
-PLAIN = "plain"
-"""Name of the context in which the teacher is shown the student's own prompt."""
-
-TeacherPrompt = str | Callable[[Mapping[str, Any]], Any]
-"""Column that holds a teacher's whole prompt, or a function from a data set row to it; None where a row has none. Text or messages, like `prompt`."""
-
-RewardFunction = Callable[..., Sequence[float | None]]
-"""As TRL has them: called with `prompts`, `completions` (texts), `completion_ids` and every column of the data set as a list.
-1 is right, 0 wrong, None unknown."""
 
 
 class MonitoredDistillationTrainer(_DistillationTrainer):
@@ -75,7 +65,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         check_kernel()
         self._reward_func, self._token_weights = reward_func, token_weights
         self._teacher_prompts: dict[str, TeacherPrompt] = dict(teacher_prompts or {})
-        self._outcome_weights = _checked_outcomes(outcome_weights or {}, reward_func is not None)
+        self._outcome_weights = check_outcome_weights(outcome_weights or {}, reward_func is not None)
         self.observers = list(observers)
         """Who is shown every batch; may be changed mid-run."""
         self.teacher_temperature = teacher_temperature
@@ -112,9 +102,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
 
     @context.setter
     def context(self, name: str) -> None:
-        if name != PLAIN and name not in self._teacher_prompts:
-            raise TrainingError(f"there is no context {name!r}; those there are: {', '.join([PLAIN, *self._teacher_prompts])}")
-        self._context = name
+        self._context = check_context(name, self.contexts)
 
     @property
     def has_outcomes(self) -> bool:
@@ -143,12 +131,8 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             raise TrainingError(
                 f"teacher_temperature must be positive, and 1 where the teacher caps its logits, found {self.teacher_temperature}"
             )
-        columns = getattr(self.train_dataset, "column_names", None) or []
-        if self._curriculum and "question_id" not in columns:
-            raise TrainingError("a curriculum needs a data set of known length with the column 'question_id'")
-        for name, prompt in self._teacher_prompts.items():
-            if isinstance(prompt, str) and columns and prompt not in columns:
-                raise TrainingError(f"context {name!r} wants the column {prompt!r}, and the data set has {', '.join(columns)}")
+        check_curriculum(self._curriculum, self.train_dataset)
+        check_prompts(self._teacher_prompts, self.train_dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep every column: the reward function and the contexts may want any of them."""
@@ -163,42 +147,11 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         numbers = [question_number(row) for row in inputs]
         self.question_ids.update((number, question_key(row)) for number, row in zip(numbers, inputs, strict=True))
         batch["questions"] = torch.tensor(numbers, device=device)
-        batch["outcomes"] = torch.tensor(self._outcomes(inputs, batch), dtype=torch.float32, device=device)
-        ends = torch.tensor(self.eos_token_ids, device=device)
-        batch["truncated"] = ~(torch.isin(batch["completion_ids"], ends) & batch["completion_mask"].bool()).any(dim=1)
-        batch.update(self._teacher_rows(inputs, device))
+        batch["outcomes"] = judge(self._reward_func, inputs, batch, self.processing_class.batch_decode)
+        batch["truncated"] = cut_off(batch, self.eos_token_ids)
+        tokenize, prompt = (lambda shown: self._tokenize_prompts(shown)[0]), self._teacher_prompts.get(self._context)
+        batch.update(teacher_rows(inputs, prompt, tokenize, self._tokenizer.pad_token_id, device, self.pad_to_multiple_of))
         return batch
-
-    def _outcomes(self, inputs: Sequence[Mapping[str, Any]], batch: Mapping[str, torch.Tensor]) -> list[float]:
-        if self._reward_func is None:
-            return [float("nan")] * len(inputs)
-        pairs = zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True)
-        token_ids = [ids[mask].tolist() for ids, mask in pairs]
-        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key != "prompt"}
-        rewards = self._reward_func(
-            prompts=[row["prompt"] for row in inputs],
-            completions=self.processing_class.batch_decode(token_ids, skip_special_tokens=True),
-            completion_ids=token_ids,
-            **columns,
-        )
-        if len(rewards) != len(inputs):
-            raise TrainingError(f"reward_func must return one reward per completion, {len(inputs)}, found {len(rewards)}")
-        return [float("nan") if reward is None else float(reward) for reward in rewards]
-
-    def _teacher_rows(self, inputs: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
-        """The teacher's prompts, padded on the left, and which rows have none; nothing more while the context is plain."""
-        if self._context == PLAIN:
-            return {"has_context": torch.ones(len(inputs), dtype=torch.bool, device=device)}
-        own = self._teacher_prompts[self._context]
-        found = [row[own] if isinstance(own, str) else own(row) for row in inputs]
-        shown = [row["prompt"] if prompt is None else prompt for row, prompt in zip(inputs, found, strict=True)]
-        tokens = [torch.tensor(ids) for ids in self._tokenize_prompts(shown)[0]]
-        padded = partial(pad, padding_side="left", pad_to_multiple_of=self.pad_to_multiple_of)
-        return {
-            "has_context": torch.tensor([prompt is not None for prompt in found], device=device),
-            "teacher_prompt_ids": padded(tokens, padding_value=self._tokenizer.pad_token_id).to(device),
-            "teacher_prompt_mask": padded([torch.ones_like(ids) for ids in tokens], padding_value=0).to(device),
-        }
 
     def _compute_loss(self, unwrapped_student: Any, inputs: Mapping[str, torch.Tensor], num_items_in_batch: Any) -> Any:
         """TRL's loss computation, with its innermost function and the teacher's prompt exchanged for its duration."""
@@ -208,7 +161,7 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
             outcomes=inputs["outcomes"],
             questions=inputs["questions"],
             has_context=inputs["has_context"],
-            row_weights=self._weights_by_outcome(inputs["outcomes"], inputs["truncated"]),
+            row_weights=weights_by_outcome(self._outcome_weights, inputs["outcomes"], inputs["truncated"]),
             token_weights=self._token_weights,
             observers=tuple(self.observers),
             teacher_temperature=self.teacher_temperature,
@@ -219,26 +172,10 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         finally:
             self._request = None
 
-    def _weights_by_outcome(self, outcomes: torch.Tensor, truncated: torch.Tensor) -> torch.Tensor:
-        own = self._outcome_weights
-        wrong = torch.where(truncated, own["truncated"], own["incorrect"])
-        return torch.where(torch.isnan(outcomes), own["unverifiable"], torch.where(outcomes >= 0.5, own["correct"], wrong))
-
     def get_train_dataloader(self) -> Any:
         """TRL's, over the rows in the order of the curriculum if there is one."""
-        if not self._curriculum:
+        with in_order(self, self._curriculum):
             return super().get_train_dataloader()
-        args, whole = self.args, self.train_dataset
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(whole) / self._rows_per_step())
-        order = curriculum_order(whole["question_id"], self._curriculum, steps * self._rows_per_step(), args.seed)
-        self.train_dataset, self.shuffle_dataset = whole.select(order), False
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset = whole
-
-    def _rows_per_step(self) -> int:
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _get_last_hidden_state(
         self, unwrapped_model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **multimodal: Any
@@ -267,18 +204,6 @@ def self_teacher(model: Any, *, live: bool) -> Any:
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]} if live else {}
     teacher = copy.deepcopy(model, shared)
     return teacher if live else teacher.requires_grad_(False)
-
-
-def _checked_outcomes(weights: Mapping[str, float], has_outcomes: bool) -> dict[str, float]:
-    known = {"correct": 1.0, "incorrect": 1.0, "truncated": weights.get("incorrect", 1.0), "unverifiable": 1.0}
-    unknown = sorted(set(weights) - set(known))
-    if unknown:
-        raise TrainingError(f"outcome_weights: unknown class {unknown[0]!r}; there are {', '.join(known)}")
-    if any(not 0.0 <= weight < float("inf") for weight in weights.values()):
-        raise TrainingError(f"outcome_weights must be finite and at least 0, found {dict(weights)}")
-    if weights and not has_outcomes:
-        raise TrainingError("outcome_weights need outcomes; pass a reward_func")
-    return {**known, **weights}
 
 
 @contextmanager

@@ -53,30 +53,41 @@ def read_dump(path: str | Path, reward: str | None = None) -> dict[int, list[Dum
     for file in files:
         for rollout in _read_jsonl(file) if file.suffix == ".jsonl" else _read_parquet(file, reward):
             found.setdefault(rollout.step, []).append(rollout)
+    if not found:
+        raise TrainingError(f"{path}: the files hold no rollouts")
     return {step: found[step] for step in sorted(found)}
 
 
 def _read_jsonl(path: Path) -> Iterator[DumpedRollout]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path} is not UTF-8 ({error}); is it a dump of rollouts?") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise TrainingError(f"{path}, line {number}: not JSON ({error}); is the file whole?") from error
+            raise TrainingError(f"{place}: not JSON ({error}); is the file whole?") from error
         missing = _VERL - set(row) if isinstance(row, dict) else _VERL
         if missing:
             keys = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-            raise TrainingError(
-                f"{path}, line {number}: unknown layout: expected verl's keys input, output, gts, score and step, found {keys}"
-            )
-        step = row.get("step", path.stem)
-        if not str(step).isdigit():
-            raise TrainingError(f"{path}, line {number}: no step: expected a key `step`, or a file named by it, as 10.jsonl")
-        yield DumpedRollout(int(step), str(row["input"]), str(row["output"]), None if row["score"] is None else float(row["score"]))
+            raise TrainingError(f"{place}: unknown layout: expected verl's keys input, output, gts, score and step, found {keys}")
+        step = str(row.get("step", path.stem)).removesuffix(".0")
+        if not step.isdigit():
+            raise TrainingError(f"{place}: no step: expected a key `step`, or a file named by it, as 10.jsonl")
+        yield DumpedRollout(int(step), _text(row["input"]), _text(row["output"]), _reward(place, row["score"]))
 
 
-def _read_parquet(path: Path, reward: str | None) -> Iterator[DumpedRollout]:
+def _reward(place: str, value: Any) -> float | None:
+    if value is None or isinstance(value, bool | int | float):
+        return None if value is None else float(value)
+    raise TrainingError(f"{place}: expected a number or nothing as the reward, found {str(value)[:40]!r}")
+
+
+def _read_parquet(path: Path, wanted: str | None) -> Iterator[DumpedRollout]:
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowInvalid) as error:
@@ -86,10 +97,12 @@ def _read_parquet(path: Path, reward: str | None) -> Iterator[DumpedRollout]:
         raise TrainingError(
             f"{path}: unknown layout: expected TRL's columns step, prompt and completion, found {', '.join(table.column_names)}"
         )
-    column = _reward_column(path, table, reward)
+    column = _reward_column(path, table, wanted)
+    if not pa.types.is_integer(table.schema.field("step").type):
+        raise TrainingError(f"{path}: unknown layout: expected whole numbers in the column step, found {table.schema.field('step').type}")
     for row in table.to_pylist():
-        value = None if column is None else row[column]
-        yield DumpedRollout(int(row["step"]), _text(row["prompt"]), _text(row["completion"]), None if value is None else float(value))
+        reward = None if column is None else _reward(str(path), row[column])
+        yield DumpedRollout(int(row["step"]), _text(row["prompt"]), _text(row["completion"]), reward)
 
 
 def _reward_column(path: Path, table: pa.Table, reward: str | None) -> str | None:
@@ -105,7 +118,7 @@ def _reward_column(path: Path, table: pa.Table, reward: str | None) -> str | Non
 
 
 def _text(value: Any) -> str:
-    """Text, or of messages the content of the last one."""
+    """Text, or of messages the content of the last one; nothing as no text."""
     return value if isinstance(value, str) else str(value[-1]["content"]) if value else ""
 
 

@@ -76,3 +76,10 @@ def reading_metrics(reading: Reading, state: Mapping[str, Any]) -> dict[str, flo
     """The same as numbers for a trainer's log."""
     numbers = {name: value for name, value in {**vars(reading), **state}.items() if isinstance(value, int | float)}
     return {**numbers, **{f"natural_gain/{axis}_{low:g}_{high:g}": gain for axis, low, high, gain, _, _ in reading.bins}}
+
+
+def probe_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of `training_probes` as numbers for a trainer's log: the student's under `probe/…`, a teacher's under `probe/TEACHER/…`."""
+    own = {f"probe/{name}": row[name] for name in ("success", "success_change")}
+    names = ("natural_gain", "gain_over_null", "advantage", "pooled_alignment")
+    return {**own, **{f"probe/{row['teacher']}/{name}": row[name] for name in names if row["teacher"]}}

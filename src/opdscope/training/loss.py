@@ -191,7 +191,7 @@ def weighted_divergence_loss(
     loss = divergence
     if divergence.grad_fn is not None:
         rows = _scored(request, valid, student, teacher, divergence, entropy, beta, temperature)
-        weights = _weights(request, rows)
+        weights = checked_weights(request.row_weights * request.has_context, request.token_weights, rows)
         loss = divergence * weights
         for observer in request.observers:
             observer(rows, weights)
@@ -248,11 +248,16 @@ def _scored(
     )
 
 
-def _weights(request: LossRequest, rows: ScoredRows) -> torch.Tensor:
-    weights = (request.row_weights * request.has_context).to(rows.divergence)[rows.row]
-    if request.token_weights is None:
+def checked_weights(row_weights: torch.Tensor, token_weights: TokenWeights | None, rows: ScoredRows) -> torch.Tensor:
+    """Weight of every token, [token]: that of its response times its own.
+
+    Raises:
+        TrainingError: If `token_weights` returns anything but one weight per token.
+    """
+    weights = row_weights.to(rows.divergence)[rows.row]
+    if token_weights is None:
         return weights
-    own = request.token_weights(rows).to(weights)
+    own = token_weights(rows).to(weights)
     if own.shape != weights.shape:
         raise TrainingError(f"token_weights must return one weight per token, {weights.shape[0]}, found the shape {tuple(own.shape)}")
     return weights * own

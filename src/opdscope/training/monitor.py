@@ -5,18 +5,19 @@ over a response must not depend on that response's own outcome.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 
 from opdscope.core.streaming import Series, combined_error, sharpening_factor, step_gain
 from opdscope.training.loss import ScoredRows
 from opdscope.training.mixing import LiveMix
+from opdscope.training.rules import LEAST_VERIFIED
 
 DEPTH_EDGES = (0.0, 8.0, 32.0, 128.0, 512.0, 2048.0, float("inf"))
 """Of the depth bins, in tokens from the beginning of the response."""
@@ -38,13 +39,39 @@ class _Sums:
     bins: torch.Tensor
     """Signal by depth and entropy, [row, depth · entropy]."""
     bin_tokens: torch.Tensor
-    """Tokens by depth and entropy, [depth · entropy]."""
+    """Tokens of rows with a context by depth and entropy, [depth · entropy]."""
     outcomes: torch.Tensor
     """NaN where unknown, [row]."""
     has_context: torch.Tensor
-    """Rows without one do not count, [row]."""
+    """Rows without one do not count for the gains, [row]."""
     questions: torch.Tensor
     """[row]."""
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one process saw of the responses of one step."""
+
+    totals: Float[np.ndarray, "row sum"]
+    """Columns :data:`_SUMS`."""
+    bins: Float[np.ndarray, "row bin"]
+    """Signal by depth and entropy."""
+    bin_tokens: Float[np.ndarray, "bin"]
+    """Tokens by depth and entropy."""
+    outcomes: Float[np.ndarray, "row"]
+    """NaN where unknown."""
+    questions: Int[np.ndarray, "row"]
+    """Number of each response's question."""
+    has_context: Bool[np.ndarray, "row"]
+    """False where the teacher pushes nothing, for want of a context."""
+
+    @classmethod
+    def together(cls, parts: Sequence["StepRows"]) -> "StepRows":
+        """Those of several processes."""
+        totals, bins, outcomes, questions, kept = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("totals", "bins", "outcomes", "questions", "has_context")
+        )
+        return cls(totals, bins, np.sum([part.bin_tokens for part in parts], axis=0), outcomes, questions, kept)
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,9 @@ class FreeMonitor:
     """Spent here so far, and since the last change of stride."""
     stride: int = 1
     """Every so many steps are read."""
+    is_shared: bool = False
+    """Whether other processes read, too: what is read then waits for :meth:`hand_over` and :meth:`take`."""
+    _held: dict[int, list[StepRows]] = field(default_factory=dict[int, list[StepRows]])
     _batches: list[_Sums] = field(default_factory=list[_Sums])
     _waiting: list[_Sums] = field(default_factory=list[_Sums])
     _step: int = 0
@@ -130,7 +160,7 @@ class FreeMonitor:
         self._gains, self._success, self._means = Series(decay), Series(decay), Series(decay)
         self._bin_tokens = Series(decay)
         self._num_rollouts = self._num_unverified = 0
-        self._batches, self._waiting = [], []
+        self._batches, self._waiting, self._held = [], [], {}
         if self.mix is not None:
             self.mix.restart()
 
@@ -151,7 +181,7 @@ class FreeMonitor:
         """Take the batches of the last but one optimizer step into the series: those of the last one may still be under way on the device."""
         started = time.perf_counter()
         ready, self._waiting, self._batches = self._waiting, self._batches, []
-        self._take(ready)
+        self._read(ready)
         self._step += 1
         self.seconds += time.perf_counter() - started
         if self._step % 32 == 0:
@@ -159,8 +189,18 @@ class FreeMonitor:
 
     def flush(self) -> None:
         """Take what is still waiting, at the end of training."""
-        self._take(self._waiting)
+        self._read(self._waiting)
         self._waiting = []
+
+    def hand_over(self) -> dict[int, list[StepRows]]:
+        """What was read since the last time, by step; empty unless other processes read, too."""
+        held, self._held = self._held, {}
+        return held
+
+    def take(self, held: Sequence[Mapping[int, Sequence[StepRows]]]) -> None:
+        """What all processes have handed over, in their order: each step's responses count as one step's."""
+        for step in sorted({step for own in held for step in own}):
+            self._include(StepRows.together([part for own in held for part in own.get(step, ())]))
 
     def _keep_budget(self) -> None:
         wanted = self.stride * (2.0 if self.share > self.budget else 0.5 if 3.0 * self.share < self.budget else 1.0)
@@ -168,30 +208,33 @@ class FreeMonitor:
         if stride != self.stride:
             self.stride, self.seconds, self._started = stride, 0.0, time.perf_counter()
 
-    def _take(self, batches: Sequence[_Sums]) -> None:
+    def _read(self, batches: Sequence[_Sums]) -> None:
         if not batches:
             return
-        names = ("totals", "bins", "outcomes", "questions", "has_context")
-        arrays = [torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy() for name in names]
-        totals, bins, outcomes, questions = (array[arrays[-1]] for array in arrays[:-1])
-        tokens = torch.stack([batch.bin_tokens for batch in batches]).sum(dim=0).cpu().numpy()
+        rows = _on_host(batches)
+        if self.is_shared:
+            self._held.setdefault(self._step, []).append(rows)
+        else:
+            self._include(rows)
+
+    def _include(self, rows: StepRows) -> None:
+        known, kept = ~np.isnan(rows.outcomes), rows.has_context
+        if known.sum() >= LEAST_VERIFIED:
+            self._success = self._success.advance(*_success(rows.outcomes[known]), int(known.sum()))
+            if self.mix is not None:
+                push, squares = rows.totals[:, 0] * kept, rows.totals[:, 6] * kept
+                self.mix.take(rows.outcomes, rows.questions, push, squares, rows.totals[:, 5])
+        totals, outcomes = rows.totals[kept], rows.outcomes[kept]
+        self._num_rollouts += len(outcomes)
+        self._num_unverified += int(np.sum(~known[kept]))
         if not len(totals):
             return
-        known = ~np.isnan(outcomes)
-        self._num_rollouts += len(outcomes)
-        self._num_unverified += int(np.sum(~known))
-        ones = np.ones(1)
         self._means = self._means.advance(totals.mean(axis=0), np.zeros(len(_SUMS)), len(totals))
-        self._bin_tokens = self._bin_tokens.advance(
-            tokens.reshape(-1, _DEPTHS * _ENTROPIES).sum(axis=0) / len(totals), 0.0 * ones, len(totals)
-        )
-        if known.sum() < 3:
+        self._bin_tokens = self._bin_tokens.advance(rows.bin_tokens / len(totals), np.zeros(1), len(totals))
+        if (known & kept).sum() < LEAST_VERIFIED:
             return
-        if self.mix is not None:
-            self.mix.take(outcomes.astype(float), questions, totals[:, 0], totals[:, 6], totals[:, 5])
-        gain = step_gain(outcomes.astype(float), questions, _features(totals.astype(float), bins.astype(float)))
+        gain = step_gain(outcomes, rows.questions[kept], _features(totals, rows.bins[kept]))
         self._gains = self._gains.advance(gain.value, gain.error, gain.num_verified)
-        self._success = self._success.advance(*_success(outcomes[known].astype(float)), gain.num_verified)
 
     def reading(self) -> Reading:
         """What can be said now."""
@@ -236,6 +279,14 @@ class FreeMonitor:
         return [(axis, low, high, float(gain), float(error), float(n)) for (axis, low, high, n), gain, error in pairs if n > 0]
 
 
+def _on_host(batches: Sequence[_Sums]) -> StepRows:
+    """Batches of a step off the device."""
+    names = ("totals", "bins", "outcomes", "questions", "has_context")
+    totals, bins, outcomes, questions, kept = (torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy() for name in names)
+    tokens = torch.stack([batch.bin_tokens for batch in batches]).sum(dim=0).cpu().numpy()
+    return StepRows(totals.astype(float), bins.astype(float), tokens, outcomes.astype(float), questions, kept)
+
+
 def _features(totals: Float[np.ndarray, "row sum"], bins: Float[np.ndarray, "row bin"]) -> Float[np.ndarray, "feature row"]:
     """Push of the teacher, of the sharpened student, their difference, and the teacher's by depth and by entropy."""
     signal, sharpening = totals[:, 0], totals[:, 1]
@@ -260,5 +311,5 @@ def _reduce(rows: ScoredRows) -> _Sums:
     place = depth * _ENTROPIES + entropy
     size = _DEPTHS * _ENTROPIES
     bins = values.new_zeros(rows.num_rows * size).index_add_(0, rows.row * size + place, rows.signal)
-    tokens = values.new_zeros(size).index_add_(0, place, ones)
+    tokens = values.new_zeros(size).index_add_(0, place, rows.has_context[rows.row].to(ones))
     return _Sums(totals, bins.reshape(rows.num_rows, size), tokens, rows.outcomes, rows.has_context, rows.questions)

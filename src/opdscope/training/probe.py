@@ -81,12 +81,21 @@ class ProbeSet:
         """
         if self.every < 1 or not 0 < self.budget <= 1:
             raise TrainingError(f"a probe set wants every >= 1 and 0 < budget <= 1, found {self.every} and {self.budget}")
+        if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+            raise TrainingError(
+                "a probe set needs the student's whole weights in one process, and FSDP and DeepSpeed part them; leave it out"
+            )
         if getattr(trainer, "processing_class", None) is None:
             raise TrainingError("the trainer has no processing_class, which a probe needs; give it the tokenizer")
         for measure in (self.measure, self.first):
             if measure not in _RUN:
                 raise TrainingError(f"a probe set measures {', '.join(_RUN)}, found {measure!r}")
         load_config(self.config)
+
+    @property
+    def z(self) -> float:
+        """Half width of its intervals in standard errors."""
+        return float(norm.ppf(0.5 + load_config(self.config).analysis.confidence / 2))
 
     @property
     def first(self) -> Measure:
@@ -105,13 +114,21 @@ class ProbeSet:
     def maybe(self, trainer: Any, step: int) -> ProbeResult | None:
         """Probe if it is time and the budget allows; the trainer's randomness and training flags stay as they are."""
         now = time.perf_counter()
-        self._due = self._due or step % self.every == 0
         elapsed = 0.0 if self._started is None else now - self._started
         cost = self._cost.get(self.measure, 0.0)  # the first one of its kind is the measure of what the next ones cost
-        if not self._due or (cost and self.seconds + cost > self.budget * (elapsed + cost)):
+        if not self.is_due(step) or (cost and self.seconds + cost > self.budget * (elapsed + cost)):
             return None
-        self._due = False
+        self.done()
         return self._take(trainer, step, self.measure)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for a probe, budget aside; it stays time until one was taken."""
+        self._due = self._due or step % self.every == 0
+        return self._due
+
+    def done(self) -> None:
+        """A probe was taken, here or in another process."""
+        self._due = False
 
     def _take(self, trainer: Any, step: int, measure: Measure) -> ProbeResult:
         now = time.perf_counter()

@@ -10,8 +10,8 @@ from opdscope.advice import LoadedRecipe, TokenBins, load_recipe
 from opdscope.errors import TrainingError
 from opdscope.models.vocabulary import tokenizer_hash
 from opdscope.training.curriculum import question_number
-from opdscope.training.distillation import PLAIN
 from opdscope.training.loss import ScoredRows, TokenWeights
+from opdscope.training.teacher_prompts import PLAIN
 
 TEACHER_COLUMN = "teacher_{}"
 """Column of a data set that holds the teacher's prompt with a context, as :func:`opdscope.training.training_rows` names it."""
@@ -56,8 +56,7 @@ def recipe_settings(loaded: LoadedRecipe, dataset: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"objective": recipe.objective, "token_weights": None}
     assert recipe.teacher is not None  # of a recipe that says "distil"
     kind = recipe.teacher.privileged_context
-    contexts = [kind, *(other.privileged_context for other in recipe.alternatives if _same_model(other, recipe.teacher))]
-    wanted = {name: TEACHER_COLUMN.format(name) for name in dict.fromkeys(contexts) if name != PLAIN}
+    wanted = {name: TEACHER_COLUMN.format(name) for name in (kind, *next_contexts(loaded)) if name != PLAIN}
     if kind != PLAIN and wanted[kind] not in columns:
         raise TrainingError(f"the recipe's teacher is shown {kind!r}, and the data set has no column {wanted[kind]!r} with its prompt")
     settings["teacher_prompts"] = {name: column for name, column in wanted.items() if column in columns}
@@ -72,6 +71,18 @@ def recipe_settings(loaded: LoadedRecipe, dataset: Any) -> dict[str, Any]:
     if loaded.batches:
         settings["curriculum"] = loaded.batches
     return settings
+
+
+def next_contexts(loaded: LoadedRecipe) -> tuple[str, ...]:
+    """Contexts that a rule may switch to, best first: those of the recipe's alternatives with the same teacher model.
+
+    Args:
+        loaded: From :func:`open_recipe`.
+    """
+    recipe = loaded.recipe
+    assert recipe.teacher is not None  # of a recipe that says "distil"
+    others = [other.privileged_context for other in recipe.alternatives if _same_model(other, recipe.teacher)]
+    return tuple(name for name in dict.fromkeys(others) if name != recipe.teacher.privileged_context)
 
 
 def recipe_weights(bins: TokenBins | None, question_weights: Mapping[str, float]) -> TokenWeights:

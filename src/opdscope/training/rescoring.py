@@ -78,8 +78,8 @@ def monitor_dump(
     listener.start("rescoring", len(flat), 0)
     for step, group in rollouts.items():
         known = [(rollout, place) for rollout in group if (place := place_of[id(rollout)]) is not None]
-        if known:
-            rows = rescorer.rows(known)
+        rows = rescorer.rows(known) if known else None
+        if rows is not None:
             monitor.observe(rows, torch.ones_like(rows.signal))
         monitor.end_step()
         monitor.flush()
@@ -138,10 +138,21 @@ class _Rescorer:
         text = build_context(self._shown.privileged_context, place, self._task.questions, self._prompts, {}).text
         return None if text is None else self._teacher.render_prompt(text, self._prompts.system)[1]
 
-    def rows(self, known: Sequence[tuple[DumpedRollout, int]]) -> ScoredRows:
-        """Tokens of one step's rollouts, as the trainer's loss would show them."""
-        tokenizer: Any = self._student
-        responses = [tuple(tokenizer.tokenizer.encode(rollout.response, add_special_tokens=False)) for rollout, _ in known]
+    def _encoded(self, response: str) -> tuple[int, ...]:
+        model: Any = self._student
+        try:
+            return tuple(model.tokenizer.encode(response, add_special_tokens=False))
+        except Exception as error:  # a tokenizer's own errors have no common type
+            raise TrainingError(
+                f"the tokenizer of {model.name!r} cannot encode the recorded response {response[:80]!r} ({error}); is the student of the "
+                "configuration the one that wrote the dump?"
+            ) from error
+
+    def rows(self, known: Sequence[tuple[DumpedRollout, int]]) -> ScoredRows | None:
+        """Tokens of one step's rollouts, as the trainer's loss would show them; None if all are empty."""
+        responses = [self._encoded(rollout.response) for rollout, _ in known]
+        if not any(responses):
+            return None
         own = [self._student.render_prompt(fill(self._prompts.plain, question=self._task.questions[p].text), self._prompts.system)[1]
                for _, p in known]  # fmt: skip
         others = [self._teacher_prompt(place) for _, place in known]

@@ -11,6 +11,9 @@ from scipy.stats import norm
 
 from opdscope.errors import TrainingError
 
+LEAST_VERIFIED = 3
+"""Rollouts with an outcome in a step that is to say anything."""
+
 SERIES = ("success", "natural_gain", "gain_over_null")
 """What conditions are about, from the free monitor."""
 
@@ -166,8 +169,9 @@ def check_rules(config: RulesConfig, situation: Situation) -> None:
     Raises:
         TrainingError: With the rule, and why.
     """
+    lowers = any(isinstance(rule.then, LowerWeight) for rule in config.rules)
     for rule in config.rules:
-        reason = _never(rule, config, situation)
+        reason = _never(rule, config, situation) or (None if lowers else _never_raised(rule, situation))
         if reason is not None:
             raise TrainingError(f"rule {rule.name!r} can never fire: {reason}")
 
@@ -187,7 +191,9 @@ def _never_seen(rule: Rule, config: RulesConfig, situation: Situation) -> str | 
         return f"{rule.series} needs a trainer that shows its rollouts, such as MonitoredDistillationTrainer"
     if not situation.has_outcomes:
         return f"{rule.series} needs outcomes, and the trainer has no reward function"
-    first = config.least_rollouts / situation.rollouts_per_step if situation.rollouts_per_step else 0.0
+    if situation.rollouts_per_step < LEAST_VERIFIED:
+        return f"a step needs {LEAST_VERIFIED} rollouts to say anything, and there are {situation.rollouts_per_step:g} in one"
+    first = config.least_rollouts / situation.rollouts_per_step
     evaluations = int((situation.max_steps - first) // config.every)
     if evaluations < rule.evaluations:
         return (
@@ -248,6 +254,15 @@ def _never_done(rule: Rule, situation: Situation) -> str | None:
     return None
 
 
+def _never_raised(rule: Rule, situation: Situation) -> str | None:
+    """Because the weight is as high as the rule takes it, and nothing lowers it."""
+    if not isinstance(rule.then, RaiseWeight) or situation.distillation_weight < rule.then.ceiling:
+        return None
+    return (
+        f"the distillation weight {situation.distillation_weight:g} is not below the ceiling {rule.then.ceiling:g}, and no rule lowers it"
+    )
+
+
 @dataclass(frozen=True)
 class Decision:
     """A rule that acts."""
@@ -288,6 +303,10 @@ class RuleBook:
         self._resting[rule.name], self._held[rule.name] = rule.cooldown, 0
         self._acted[rule.name] = self._acted.get(rule.name, 0) + 1
         return Decision(rule, self._reason(rule, intervals[rule.series]))
+
+    def take_up(self, acted: Mapping[str, int]) -> None:
+        """Go on from how often each rule has acted."""
+        self._acted = dict(acted)
 
     def forget(self, names: Sequence[str]) -> None:
         """Start these series anew, because what they are about has changed."""

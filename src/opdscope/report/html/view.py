@@ -55,7 +55,10 @@ def build_view(
         "contexts": _contexts(teachers, summary["comparisons"]),
         "truncations": _truncations(summary["truncations"]),
         "rivals": list(dict.fromkeys(name for teacher in teachers for name in teacher["rivals"])),
-        "rival_rank_correlations": summary["rival_rank_correlations"],
+        "rival_rank_correlations": [
+            ("rank correlation, real teachers", summary["rival_rank_correlations"]),
+            ("with the nulls", summary["rival_rank_correlations_with_nulls"]),
+        ],
         "has_targeted": summary["targeted"] is not None,
         "is_paper": config.paper is not None,
         "paper": _paper(summary["paper"], matched),
