@@ -30,6 +30,34 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "gradients of one group are multiplied with one another",
+        "core/parameters.py",
+        "between = products.sum() - own.sum()\n    without = between - products.sum(axis=0) - products.sum(axis=1) + 2.0 * own",
+        "between = products.sum()\n    without = between - products.sum(axis=0) - products.sum(axis=1) + own",
+        "core_parameters",
+    ),
+    Mutation(
+        "what a group adds is what is left without it",
+        "core/parameters.py",
+        "return between / (count - 1) - without / (count - 2)",
+        "return without / (count - 2)",
+        "core_parameters",
+    ),
+    Mutation(
+        "the ideal direction forgets the mean under the student",
+        "pipeline/gradients.py",
+        "ideal = -probs",
+        "ideal = 0.0 * probs",
+        "pipeline_gradients",
+    ),
+    Mutation(
+        "a sketch has no signs",
+        "models/transformers/parameter_gradients.py",
+        "gradient.reshape(-1).float() * signs",
+        "gradient.reshape(-1).float()",
+        "pipeline_gradients",
+    ),
+    Mutation(
         "the pullback adds the mean instead of subtracting it",
         "core/gradients.py",
         "weighted - student_probs",

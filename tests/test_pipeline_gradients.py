@@ -14,6 +14,9 @@ from opdscope.models.packaged import resolve_model
 from opdscope.models.transformers.language_model import LanguageModel
 from opdscope.models.transformers.loading import load_language_model
 from opdscope.models.transformers.parameter_gradients import LogitGraph, Sketch
+from opdscope.pipeline.diagnosis import open_experiment
+from opdscope.pipeline.gradients import IDEAL, directions, measured_rows, whole_response
+from opdscope.pipeline.scores import Scores, teacher_prompts
 from opdscope.records import Outcome
 from opdscope.summary import summarize
 
@@ -115,6 +118,23 @@ def test_gradients_of_a_run_resume_and_are_summarised(tmp_path: Path):
     order = run.table("questions")["question_id"].to_pylist()
     for row in ideal:  # where all rollouts end alike there is nothing to learn from them
         assert (np.linalg.norm(row["coordinates"]) > 0) == (order[row["group"]] in mixed)
+
+
+def test_the_ideal_direction_is_the_gradient_of_the_taken_tokens_log_probability(tmp_path: Path):
+    run = opdscope.screen(SETTINGS, run_dir=tmp_path / "run")
+    with open_experiment(run.config, run.path, (), None) as experiment:
+        rows = next(iter(measured_rows(run).values()))[:2]
+        responses = [whole_response(row) for row in rows]
+        size = sum(len(r.token_ids) for r in responses)
+        logits = torch.randn(size, experiment.student.vocab_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        logprobs = torch.log_softmax(logits, dim=-1)
+        taken = torch.tensor([token for r in responses for token in r.token_ids])
+        weights = torch.linspace(-1.0, 1.0, size)
+        scores = Scores(experiment, responses, teacher_prompts(experiment))
+        key, found = next(iter(directions(experiment, scores, logprobs.detach(), responses, weights.numpy(), [])))
+    assert key == IDEAL
+    (expected,) = torch.autograd.grad(torch.sum(weights * logprobs[torch.arange(size), taken]), logits)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def _outcomes(run: opdscope.Run) -> dict[str, set[bool]]:

@@ -51,8 +51,9 @@ def _correlations(by_size: Mapping[str, Sequence[Row]], num_resamples: int) -> S
     for size, rows in by_size.items():
         if size == EXCESSIVE:
             continue
-        own = spearman(*columns(rows, _BEST)[:2])
-        checks.append((f"{_BEST} above every rival, {size} steps: {own:.2f} against {best_rival[size]:.2f}", own > best_rival[size]))
+        for name in (_BEST, "parameter alignment", "parameter alignment + accuracy gap"):
+            own = spearman(*columns(rows, name)[:2])
+            checks.append((f"{name} above every rival, {size} steps: {own:.2f} against {best_rival[size]:.2f}", own > best_rival[size]))
     head = [cell for size in by_size for cell in (f"{size} steps", f"{_BEST} is better")]
     text = (
         "Spearman correlation with the realised change of success, over all configurations of all students "
@@ -74,6 +75,8 @@ def _within(by_size: Mapping[str, Sequence[Row]]) -> Section:
         "targeted gain",
         "targeted gain / √KL",
         "targeted pooled alignment",
+        "parameter alignment",
+        "parameter alignment + accuracy gap",
         "screening gain",
         "accuracy gap",
         "log-odds value",
@@ -92,7 +95,10 @@ def _within(by_size: Mapping[str, Sequence[Row]]) -> Section:
 def _signs(by_size: Mapping[str, Sequence[Row]]) -> Section:
     table: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
-    for name in ("targeted gain", "screening gain", _BEST, "targeted advantage", "accuracy gap", "log-odds value"):
+    for name in (
+        "targeted gain", "screening gain", _BEST, "parameter alignment", "parameter alignment + accuracy gap", "targeted advantage", "accuracy gap",
+        "log-odds value",
+    ):  # fmt: skip
         for size, rows in by_size.items():
             found = sign_agreement(*columns(rows, name))
             table.append([name, size, f"{found.agreeing} of {found.total}", f"{found.agreeing_settled} of {found.settled}"])

@@ -11,7 +11,7 @@ from run_records import Records
 
 PREDICTIONS = (
     "targeted gain", "targeted gain / √KL", "targeted pooled alignment", "screening gain", "screening gain / √KL",
-    "screening pooled alignment",
+    "screening pooled alignment", "parameter alignment", "parameter alignment + accuracy gap",
     "targeted advantage",
 )  # fmt: skip
 """What opdscope says."""
@@ -45,7 +45,9 @@ def read_rows(records: Records, predictions: Mapping[str, Any], step_size: str) 
             of_questions = float(np.sqrt(np.sum([run["change_error"] ** 2 for run in runs])) / len(runs))
             of_seeds = float(changes.std(ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else 0.0
             error = max(of_questions, of_seeds)
-            found.append(Row(configuration, predictions[configuration.name], float(changes.mean()), error, len(runs)))
+            predicted = dict(predictions[configuration.name])
+            predicted["parameter alignment + accuracy gap"] = predicted["parameter alignment"] + predicted["accuracy gap"]
+            found.append(Row(configuration, predicted, float(changes.mean()), error, len(runs)))
     return found
 
 
