@@ -93,7 +93,8 @@ def coverage(population: Population, repetitions: int) -> Section:
     text = (
         f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said; lowest and highest are "
         "over teachers or pairs. Control variates are on, as they are by default, save where *plain* is said. The error of one question's gain is "
-        "moderated by the run's other questions, so that its interval covers on average over questions; the weight of the others, "
+        "moderated by the run's other questions, so that its interval covers on average over questions, all of a draw being counted; the weight of "
+        "the others, "
         f"{PRIOR_FREEDOM:.0f} degrees of freedom, was chosen by the coverage of other draws from this world. The last column is the largest bias, in "
         "Monte Carlo errors."
     )
@@ -139,12 +140,12 @@ class _Numbers:
         }
 
     def one_question(self, one: Draw) -> np.ndarray:
-        """Whether the interval of the first question's gain holds it, by teacher."""
+        """Share of the questions whose interval holds their own gain, by teacher."""
         variance = self._population.push_variance[one.questions[:, None], :, one.rollouts].mean(axis=1).T[self._shown]
         found = moderated_errors(one.outcomes, one.pushes[self._shown, 0], variance)
-        half = stats.t.ppf(0.5 + LEVEL / 2, found.freedom[:, 0]) * found.error[:, 0]
-        exact = self._exact[PUSHES[0]][one.questions[0], self._shown]
-        return np.abs(one.gains[PUSHES[0]][0, self._shown] - exact) <= half
+        half = stats.t.ppf(0.5 + LEVEL / 2, found.freedom) * found.error
+        gains, exact = one.gains[PUSHES[0]][:, self._shown].T, self._exact[PUSHES[0]][one.questions][:, self._shown].T
+        return np.mean(np.abs(gains - exact) <= half, axis=1)
 
 
 def _repeat(population: Population, budget: str, repetitions: int) -> dict[str, Outcome]:

@@ -14,7 +14,7 @@ from opdscope.errors import ShapeError
 _ADDED_WEIGHT, _ADDED_OUTCOMES = 8, 2
 """What a question's own error knows beforehand: so many rollouts' worth of a gain of zero, so many successes and failures."""
 
-PRIOR_FREEDOM = 24.0
+PRIOR_FREEDOM = 40.0
 """Degrees of freedom that the other questions of a run are worth, at most, beside a question's own."""
 
 _LEAST_FOR_VARIANCE = 4
