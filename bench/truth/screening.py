@@ -90,6 +90,14 @@ def coverage(population: Population, repetitions: int) -> Section:
             shape = " × ".join(map(str, BUDGETS[budget]))
             rows.append([budget, shape, name, f"{share.mean():.1%}", f"{share.min():.1%}", f"{share.max():.1%}", bias])
             checks.append((f"{name}, {budget}: coverage within 88–92 %", bool(share.min() >= 0.88 and share.max() <= 0.92)))
+            if name == PUSHES[0] and errors is not None:
+                for null in ("sharpened", "flattened"):
+                    k = SHOWN.index(null)
+                    distance, least = abs(float(np.mean(errors[:, k]))), float(np.sqrt(np.var(errors[:, k]) / repetitions + known[k] ** 2))
+                    right = bool(distance < 4 * least and 0.88 <= share[k] <= 0.92)
+                    checks.append(
+                        (f"the {null} student gets its exact gain, {budget}: bias within 4 errors, coverage within 88–92 %", right)
+                    )
     text = (
         f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said; lowest and highest are "
         "over teachers or pairs. Control variates are on, as they are by default, save where *plain* is said. The error of one question's gain is "
