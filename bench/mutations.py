@@ -109,8 +109,8 @@ MUTATIONS = (
     Mutation(
         "the baseline of screening includes the rollout itself",
         "core/screening.py",
-        "verified - (np.sum(verified) - verified) / (len(verified) - 1)",
-        "verified - np.mean(verified)",
+        "known - (known.sum(axis=-1, keepdims=True) - known) / np.maximum(count - 1, 1)",
+        "known - known.sum(axis=-1, keepdims=True) / np.maximum(count, 1)",
         "core_screening",
     ),
     Mutation(
@@ -122,10 +122,24 @@ MUTATIONS = (
     ),
     Mutation(
         "the error of one question's gain lacks the jackknife's factor",
-        "core/screening.py",
-        "jackknife = (count - 1) / count * spread",
-        "jackknife = spread / count",
-        "core_screening",
+        "core/screening_errors.py",
+        "jackknife = count / ((count - 1) * (count - 2) ** 2)",
+        "jackknife = count / ((count - 1) ** 2 * (count - 2) ** 2)",
+        "core_screening_errors",
+    ),
+    Mutation(
+        "the variance of one question's gain takes fourth moments for cumulants",
+        "core/screening_errors.py",
+        "((n + 1) * m22 - (n - 1) * (m20 * m02 + 2.0 * m11**2))",
+        "((n + 1) * m22)",
+        "core_screening_errors",
+    ),
+    Mutation(
+        "a question's error is not drawn towards the other questions' by their pushes",
+        "core/screening_errors.py",
+        "expected = push_variance * ",
+        "expected = np.mean(push_variance) * ",
+        "core_screening_errors",
     ),
     Mutation(
         "the variance of a success is divided by n",

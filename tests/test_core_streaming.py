@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from opdscope.core.screening import screening_error, screening_gain
+from opdscope.core.screening import screening_gain
+from opdscope.core.screening_errors import screening_error
 from opdscope.core.streaming import Series, combined_error, sharpening_factor, step_gain
 from opdscope.errors import ShapeError
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import enumerated
+import filters
 import long_chains
 import nulls
 import protocols
@@ -52,6 +53,7 @@ EXPERIMENTS: dict[str, Callable[[], list[Section]]] = {
     "a real network": lambda: [enumerated.study(16, 100)],
     "long chains": lambda: [long_chains.study(12, 1024)],
     "protocols": lambda: protocols.compare_protocols(16),
+    "filters": lambda: [filters.study(6, 8)],
 }
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from page import Section, fixed
 from population import make_population
 
-from opdscope.core.screening import screening_error, screening_gain
+from opdscope.core.screening import screening_gain
+from opdscope.core.screening_errors import moderated_errors
 from opdscope.models.exact import ReasoningWorld
 
 LENGTHS = (200, 1000, 5000)
@@ -19,18 +20,18 @@ def study(num_questions: int, num_rollouts: int) -> Section:
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
     for length in LENGTHS:
-        population = make_population(ReasoningWorld(length=length, spacing=length // 10, seed=1), num_questions, num_rollouts)
+        population = make_population(ReasoningWorld(length=length, spacing=length // 10, seed=1), num_questions, num_rollouts, informing=())
         for name in SHOWN:
             t = population.names.index(name)
             observed, stated = [], []
             for size in SIZES:
                 errors, own = [], []
-                for question in range(num_questions):
-                    for start in range(0, num_rollouts - size + 1, size):
-                        group = slice(start, start + size)
-                        outcomes, pushes = population.outcomes[question, group], population.natural_pushes[question, t, 0, group]
-                        errors.append(float(screening_gain(outcomes, pushes)) - population.natural_gain[question, t, 0])
-                        own.append(float(screening_error(outcomes, pushes)))
+                for start in range(0, num_rollouts - size + 1, size):
+                    group = slice(start, start + size)
+                    outcomes, pushes = population.outcomes[:, group], population.natural_pushes[:, t, 0, group]
+                    gains = np.array([float(screening_gain(*one)) for one in zip(outcomes, pushes, strict=True)])
+                    errors.append(gains - population.natural_gain[:, t, 0])
+                    own.append(moderated_errors(outcomes, pushes, population.push_variance[:, t, group].mean(axis=-1)).error)
                 observed.append(float(np.sqrt(np.mean(np.square(errors)))))
                 stated.append(float(np.sqrt(np.mean(np.square(own)))))
             slope = float(np.polyfit(np.log(SIZES), np.log(observed), 1)[0])

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 from page import Section, fixed
-from population import Population
-from screening import draw
+from population import PUSHES, Population
+from screening import draw, with_controls
 
 from opdscope.config import Config
 from opdscope.core.paper import filter_positive, kept_children
@@ -36,8 +36,9 @@ def judged(population: Population, repetitions: int) -> Section:
         counts = {name: dict.fromkeys(WORDS, 0) for name in names}
         for _ in range(repetitions):
             one = draw(population, num_questions, num_rollouts, source)
+            gains = with_controls(population, one, PUSHES[0], range(len(population.names)))
             screening = {
-                (name, "reverse_kl"): QuestionGains(one.natural_gain[:, t, 0], one.gain[:, t, 0], one.reverse_kl[:, t])
+                (name, "reverse_kl"): QuestionGains(gains[:, t], one.gains["gain"][:, t], one.reverse_kl[:, t])
                 for t, name in enumerate(population.names)
             }
             for name, word in verdicts(names, [screening], "reverse_kl", config).items():

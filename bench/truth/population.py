@@ -4,11 +4,13 @@ An experiment draws questions with replacement and rollouts without, so that the
 interval has to hold. All signals and gradients come from the functions that the pipeline itself calls.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from opdscope.config import same_entropy_name
+from opdscope.core.controls import zero_mean_products
 from opdscope.core.nulls import matched_strength, tempered
 from opdscope.core.randomness import generator
 from opdscope.core.screening import StudentRows, compare_rows, reduce_rows
@@ -20,6 +22,12 @@ STRONGER = {"sharper": 0.6, "flatter": 1.6}
 
 MATCHED = ("stylistic", "random", "sharper", "flatter", "good")
 """Teachers whose null at their own entropy is in the population."""
+
+INFORMING = ("good", "fair", "weak", "harmful", "stylistic", "random")
+"""Teachers whose log-ratios are control variates: in a run these are the real ones, not the nulls."""
+
+PUSHES = ("natural gain", "gain", "natural gain, forward KL")
+"""Pushes that are screened with control variates."""
 
 NAMES = (*TEACHERS, *STRONGER, *map(same_entropy_name, MATCHED))
 
@@ -37,6 +45,11 @@ class Population:
     natural_pushes: np.ndarray
     gradient_pushes: np.ndarray
     reverse_kl: np.ndarray
+    push_variance: np.ndarray
+    """Variance of the natural push under the student, summed over each response: question × teacher × rollout, first objective."""
+    products: np.ndarray
+    """Products of a teacher's pushes with those of the teachers that inform, at different positions: question × `PUSHES` × teacher × rollout ×
+    informing teacher."""
 
     def index(self, *names: str) -> list[int]:
         """Places of teachers."""
@@ -53,6 +66,8 @@ class Population:
             natural_pushes=self.natural_pushes[:, own, :1],
             gradient_pushes=self.gradient_pushes[:, own, :1],
             reverse_kl=self.reverse_kl[:, own],
+            push_variance=self.push_variance[:, own],
+            products=self.products[:, :1, own],
         )
 
 
@@ -63,14 +78,17 @@ def teacher_logprobs(world: ReasoningWorld, question: int, temperatures: dict[st
     return found | {name: tempered(student, temperature) for name, temperature in temperatures.items()}
 
 
-def make_population(world: ReasoningWorld, num_questions: int, num_rollouts: int, seed: int = 0) -> Population:
+def make_population(
+    world: ReasoningWorld, num_questions: int, num_rollouts: int, seed: int = 0, informing: Sequence[str] = INFORMING
+) -> Population:
     """Truth by dynamic programming, and rollouts with the pushes that screening sums, for every teacher and objective."""
     temperatures = {**STRONGER, **_matched_temperatures(world, min(num_questions, 200))}
     shape = (num_questions, len(NAMES), len(OBJECTIVES))
     natural_gain, gain = np.empty(shape), np.empty(shape)
     outcomes = np.empty((num_questions, num_rollouts))
     natural, euclidean = np.empty((*shape, num_rollouts)), np.empty((*shape, num_rollouts))
-    divergence = np.empty((num_questions, len(NAMES), num_rollouts))
+    divergence, spread = np.empty((2, num_questions, len(NAMES), num_rollouts))
+    products = np.empty((num_questions, len(PUSHES), len(NAMES), num_rollouts, len(informing)), dtype=np.float32)
     rates = np.empty(num_questions)
     for question in range(num_questions):
         tables = _reduced(world, question, teacher_logprobs(world, question, temperatures))
@@ -83,9 +101,9 @@ def make_population(world: ReasoningWorld, num_questions: int, num_rollouts: int
         natural_gain[question] = np.einsum("psk,topsk->to", weights, tables.signal)
         gain[question] = np.einsum("psk,topsk->to", weights, tables.gradient)
         rates[question] = world.success_rate(question)
-        drawn = _roll_out(world, question, num_rollouts, generator("population", seed, question), tables)
-        outcomes[question], natural[question], euclidean[question], divergence[question] = drawn
-    return Population(world, NAMES, rates, natural_gain, gain, outcomes, natural, euclidean, divergence)
+        drawn = _roll_out(world, question, num_rollouts, generator("population", seed, question), tables, informing)
+        outcomes[question], natural[question], euclidean[question], divergence[question], spread[question], products[question] = drawn
+    return Population(world, NAMES, rates, natural_gain, gain, outcomes, natural, euclidean, divergence, spread, products)
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,8 @@ class _Tables:
     signal: np.ndarray
     gradient: np.ndarray
     reverse_kl: np.ndarray
+    push_variance: np.ndarray
+    """Of the first objective; like `reverse_kl` without a token."""
 
 
 def _reduced(world: ReasoningWorld, question: int, teachers: dict[str, np.ndarray]) -> _Tables:
@@ -105,7 +125,7 @@ def _reduced(world: ReasoningWorld, question: int, teachers: dict[str, np.ndarra
     repeated = StudentRows.of(np.repeat(rows, vocab, axis=0))
     taken = np.tile(np.arange(vocab), len(rows))
     signal = np.empty((len(NAMES), len(OBJECTIVES), positions, states, vocab))
-    gradient, divergence = np.empty_like(signal), np.empty((len(NAMES), positions, states))
+    gradient, (divergence, spread) = np.empty_like(signal), np.empty((2, len(NAMES), positions, states))
     for t, name in enumerate(NAMES):
         others = teachers[name].reshape(-1, vocab)
         divergence[t] = compare_rows(StudentRows.of(rows), others).reverse_kl.reshape(positions, states)
@@ -113,26 +133,39 @@ def _reduced(world: ReasoningWorld, question: int, teachers: dict[str, np.ndarra
             reduced = reduce_rows(repeated, np.repeat(others, vocab, axis=0), taken, objective)
             signal[t, o] = reduced.taken_signal.reshape(positions, states, vocab)
             gradient[t, o] = reduced.taken_gradient.reshape(positions, states, vocab)
-    return _Tables(signal, gradient, divergence)
+            if o == 0:
+                spread[t] = reduced.signal_variance.reshape(positions, states, vocab)[..., 0]
+    return _Tables(signal, gradient, divergence, spread)
 
 
 def _roll_out(
-    world: ReasoningWorld, question: int, count: int, source: np.random.Generator, tables: _Tables
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    world: ReasoningWorld, question: int, count: int, source: np.random.Generator, tables: _Tables, informing: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Outcomes, and per teacher and objective the sums over each response."""
     cumulative = np.cumsum(np.exp(world.student(question)), axis=-1)
     following = world.next_states()
     states, tokens = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     natural, euclidean = np.zeros((*tables.signal.shape[:2], count)), np.zeros((*tables.signal.shape[:2], count))
-    divergence = np.zeros((len(NAMES), count))
+    divergence, spread = np.zeros((2, len(NAMES), count))
+    taken: list[np.ndarray] = []
     for position in range(len(cumulative)):
         rows = cumulative[position, states]
         tokens = np.sum(rows <= source.random(count)[:, None] * rows[:, -1:], axis=-1)
-        natural += tables.signal[:, :, position, states, tokens]
-        euclidean += tables.gradient[:, :, position, states, tokens]
+        signal, gradient = (table[:, :, position, states, tokens] for table in (tables.signal, tables.gradient))
+        natural += signal
+        euclidean += gradient
+        if informing:
+            taken.append(np.stack([signal[:, 0], gradient[:, 0], signal[:, 1]]))
         divergence += tables.reverse_kl[:, position, states]
+        spread += tables.push_variance[:, position, states]
         states = following[position, states, tokens]
-    return (tokens == 0).astype(np.float64), natural, euclidean, divergence
+    products = np.empty((len(PUSHES), len(NAMES), count, 0))
+    if informing:
+        pushes = np.stack(taken, axis=-1)
+        # the signal of the first objective, reverse KL, is the log-ratio
+        controls = pushes[0, [NAMES.index(name) for name in informing]].swapaxes(0, 1)
+        products = np.array([[zero_mean_products(controls, own) for own in push] for push in pushes])
+    return (tokens == 0).astype(np.float64), natural, euclidean, divergence, spread, products
 
 
 def _matched_temperatures(world: ReasoningWorld, num_questions: int) -> dict[str, float]:

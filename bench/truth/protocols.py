@@ -14,34 +14,30 @@ from opdscope.core.gradients import distillation_gradient
 from opdscope.core.paper import kept_children
 from opdscope.models.exact import ReasoningWorld
 from opdscope.store import Run
-from opdscope.summary.nodes import read_nodes
+from opdscope.summary.nodes import NodeArrays, read_nodes
 from opdscope.summary.visits import read_tree
 
 TEACHERS = ("good", "weak", "random", "flattened")
-KNOW_NOTHING = ("stylistic", "random")
-"""Teachers for which there is nothing to find; the first pushes only where no token changes success."""
-
 OBJECTIVE = "reverse_kl"
 
 
 def compare_protocols(num_questions: int) -> list[Section]:
     """Run each protocol once."""
     with tempfile.TemporaryDirectory() as folder:
-        paper = opdscope.diagnose(_config(num_questions, protocol="paper"), run_dir=Path(folder) / "paper")
-        default = opdscope.diagnose(_config(num_questions), run_dir=Path(folder) / "default")
+        paper = opdscope.diagnose(protocol_config(num_questions, protocol="paper"), run_dir=Path(folder) / "paper")
+        default = opdscope.diagnose(protocol_config(num_questions), run_dir=Path(folder) / "default")
         uniform = {"uniform_share": 1.0, "paths_per_outcome": 2, "nodes_per_path": 12, "max_candidates": 8, "continuations_per_node": 64}
-        spread = opdscope.diagnose(_config(num_questions, targeted=uniform), run_dir=Path(folder) / "uniform")
+        spread = opdscope.diagnose(protocol_config(num_questions, targeted=uniform), run_dir=Path(folder) / "uniform")
         summaries = {
             name: opdscope.summarize(run.tables(), run.config).data
             for name, run in (("paper", paper), ("default", default), ("uniform", spread))
         }
         tokens = {name: _tokens(run) for name, run in (("paper", paper), ("default", default), ("uniform", spread))}
-        noise = opdscope.diagnose(_config(num_questions, names=KNOW_NOTHING, protocol="paper"), run_dir=Path(folder) / "noise")
-        filtered = opdscope.summarize(noise.tables(), noise.config).data["paper"]
-        return [_made_of(paper), _filters(filtered), _gap(summaries), _costs(summaries, tokens)]
+        return [_made_of(paper), _gap(summaries), _costs(summaries, tokens)]
 
 
-def _config(num_questions: int, names: Sequence[str] = TEACHERS, **sections: Any) -> dict[str, Any]:
+def protocol_config(num_questions: int, names: Sequence[str] = TEACHERS, **sections: Any) -> dict[str, Any]:
+    """A run of the exact world with these teachers."""
     return {
         "student": {"model_name_or_path": "exact:itself"},
         # named apart from the nulls of the configuration, which have other temperatures
@@ -54,26 +50,37 @@ def _config(num_questions: int, names: Sequence[str] = TEACHERS, **sections: Any
     }
 
 
-def _made_of(run: Run) -> Section:
-    """Each step from the paper's mean cosine to the exact one over whole responses."""
+def paper_nodes(run: Run) -> tuple[NodeArrays, list[tuple[int, int, int]], np.ndarray, dict[str, list[int]], np.ndarray]:
+    """Nodes, their places, the token of every stratum, which nodes each teacher chose, and which children are kept as published."""
     tables, settings = run.tables(), run.config.paper
     assert settings is not None
     nodes = read_nodes(tables)
     tree = read_tree(tables, nodes, settings)
-    world = ReasoningWorld()
-    places = _places(run, world, [row["node_id"] for row in nodes.rows])
+    places = _places(run, ReasoningWorld(), [row["node_id"] for row in nodes.rows])
     tokens = np.zeros(nodes.probs.shape, dtype=np.int64)
     index = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
     for row in tables["strata"].to_pylist():
         if row["node_id"] in index:
             tokens[index[row["node_id"]], row["stratum"]] = max(row["token_id"], 0)
+    chosen: dict[str, set[int]] = {}
+    for row in tables["choices"].to_pylist():
+        if row["node_id"] in index:
+            chosen.setdefault(row["teacher"], set()).add(index[row["node_id"]])
     kept = (tree.visits >= settings.min_visits) & ~nodes.is_tail
+    return nodes, places, tokens, {name: sorted(own) for name, own in chosen.items()}, kept
+
+
+def _made_of(run: Run) -> Section:
+    """Each step from the paper's mean cosine to the exact one over whole responses."""
+    settings, world = run.config.paper, ReasoningWorld()
+    assert settings is not None
+    nodes, places, tokens, chosen, kept = paper_nodes(run)
+    tree = read_tree(run.tables(), nodes, settings)
     rows: list[list[Any]] = []
-    choices = tables["choices"].to_pylist()
+    checks: list[tuple[str, bool]] = []
     for name in TEACHERS:
-        teacher = f"{name} teacher"
-        own = sorted({index[row["node_id"]] for row in choices if row["teacher"] == teacher and row["node_id"] in index})
-        exact, theirs, full = _exact(world, name, [places[i] for i in own], tokens[own])
+        own = chosen[f"{name} teacher"]
+        exact, theirs, full = exact_children(world, name, [places[i] for i in own], tokens[own])
         student, counted = nodes.probs[own], kept[own]
         fresh = np.where(
             nodes.outcomes.num_verified[own] > 0, nodes.outcomes.num_correct[own] / np.maximum(nodes.outcomes.num_verified[own], 1), np.nan
@@ -86,12 +93,22 @@ def _made_of(run: Run) -> Section:
             kept_children(student, theirs, exact, both).cosine,
             full,
         ]
+        published, children, alone, same, chosen_nodes = (float(np.nanmean(c)) if np.any(~np.isnan(c)) else float("nan") for c in cosines)
+        everywhere = _representative(world, name, run)
+        if name in ("good", "weak"):
+            checks.append((f"{name}: noise takes from the cosine of the same children", abs(published) < abs(children)))
+            checks.append(
+                (f"{name}: counts at ancestors take more than fresh continuations do", abs(published - children) > abs(alone - same))
+            )
+        if name == "random":
+            far = abs(chosen_nodes - everywhere) > 0.1
+            checks.append((f"{name}: the nodes that the teacher chose are more than .1 from all nodes, noise aside", far))
         rows.append(
             [
                 name,
                 len(own),
-                *(fixed(float(np.nanmean(c)), 3) if np.any(~np.isnan(c)) else "—" for c in cosines),
-                fixed(_representative(world, name, run), 3),
+                *(fixed(value, 3) for value in (published, children, alone, same, chosen_nodes)),
+                fixed(everywhere, 3),
             ]
         )
     text = (
@@ -110,7 +127,7 @@ def _made_of(run: Run) -> Section:
         "same nodes, full vocabulary",
         "all nodes",
     ]
-    return Section("What the paper's mean cosine is made of", text, columns, rows)
+    return Section("What the paper's mean cosine is made of", text, columns, rows, checks)
 
 
 def _places(run: Run, world: ReasoningWorld, node_ids: list[str]) -> list[tuple[int, int, int]]:
@@ -127,7 +144,7 @@ def _places(run: Run, world: ReasoningWorld, node_ids: list[str]) -> list[tuple[
     return found
 
 
-def _exact(
+def exact_children(
     world: ReasoningWorld, name: str, places: list[tuple[int, int, int]], tokens: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Exact success and teacher probability of each child, and the full-vocabulary cosine of each node."""
@@ -160,36 +177,6 @@ def _representative(world: ReasoningWorld, name: str, run: Run) -> float:
     return float(total[0] / total[1]) if total[1] > 0 else float("nan")
 
 
-def _filters(paper: dict[str, Any]) -> Section:
-    """The oracle filter on a run of the paper's protocol with teachers that know nothing."""
-    rows: list[list[Any]] = []
-    checks: list[tuple[str, bool]] = []
-    for teacher in paper["teachers"]:
-        name, own = teacher["name"].removesuffix(" teacher"), teacher["paths"]["all"]
-        published, honest = own["paper"], own["sound"]["honest_filter"]
-        mean, oracle = published["mean_cosine"], published["oracle_filter"]
-        if name not in KNOW_NOTHING:
-            continue
-        ratio = fixed(oracle["value"] / abs(mean["value"]), 1)
-        rows.append(
-            [name, published["num_scored"], f"{published['share_positive']:.1%}", *(_estimate(e, 3) for e in (mean, oracle, honest)), ratio]
-        )
-        checks.append((f"{name}: the oracle filter's mean is above .4", oracle["value"] > 0.4))
-        if name == KNOW_NOTHING[0]:
-            checks.append(
-                (f"{name}: the oracle filter's mean is at least ten times the unfiltered one", oracle["value"] > 10 * abs(mean["value"]))
-            )
-            checks.append((f"{name}: the honest filter's mean is zero within its interval", honest["low"] <= 0 <= honest["high"]))
-    text = (
-        "One run of `protocol: paper` through the whole pipeline (rollouts, tree, enrichment, summary), with teachers that know nothing. The "
-        "stylistic one pushes only where no token changes success, so that all of its nodes are pure noise; the random one pushes everywhere, "
-        "and where tokens matter it is right by chance, which the honest filter may find. *Ratio*: oracle filter over the size of the "
-        "unfiltered mean, the paper's “10–15×”. 90 % intervals."
-    )
-    columns = ["teacher", "nodes", "positive", "unfiltered mean", "oracle filter", "honest filter", "ratio"]
-    return Section("The oracle filter on noise, through the pipeline", text, columns, rows, checks)
-
-
 def _gap(summaries: dict[str, dict[str, Any]]) -> Section:
     """The gap between correct and incorrect paths, for a teacher that is the student flattened."""
     rows: list[list[Any]] = []
@@ -203,6 +190,16 @@ def _gap(summaries: dict[str, dict[str, Any]]) -> Section:
             for paths in ("correct", "incorrect")
         ]
         rows.append([name.removesuffix(" teacher"), *published, *ours])
+    flattened = f"{TEACHERS[-1]} teacher"
+    cosine, over = (
+        [paper[flattened]["paths"][paths]["paper"]["mean_cosine"] for paths in ("correct", "incorrect")],
+        [default[flattened]["targeted"][paths]["gain_over_null"] for paths in ("correct", "incorrect")],
+    )
+    checks = [
+        ("flattened: the paper's cosine differs between the classes of paths, their intervals being apart", _apart(*cosine)),
+        ("flattened: no gain over null is shown on correct paths, nor on incorrect ones", all(e["low"] <= 0 for e in over)),
+        ("flattened: gains over null do not differ between the classes", not _apart(*over)),
+    ]
     text = (
         "Mean cosine of the paper's protocol on correct and incorrect paths; beside it our natural gain, and what is left of it beyond the null "
         "that the teacher has to beat. The flattened teacher knows nothing, and its cosine differs between the classes of paths all the same; "
@@ -217,7 +214,11 @@ def _gap(summaries: dict[str, dict[str, Any]]) -> Section:
         "over null, correct",
         "over null, incorrect",
     ]
-    return Section("The gap between correct and incorrect paths", text, columns, rows)
+    return Section("The gap between correct and incorrect paths", text, columns, rows, checks)
+
+
+def _apart(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first["high"] < second["low"] or second["high"] < first["low"]
 
 
 def _costs(summaries: dict[str, dict[str, Any]], tokens: dict[str, dict[str, int]]) -> Section:
@@ -244,6 +245,8 @@ def _costs(summaries: dict[str, dict[str, Any]], tokens: dict[str, dict[str, int
                 needed["default: screening"] < needed["paper: mean cosine"],
             )
         )
+        targeted, spread = needed["default: targeted rollouts"], needed["uniform targeted rollouts"]
+        checks.append((f"{name}: the default's targeted rollouts need fewer tokens than uniform ones", targeted < spread))
     text = (
         "The same questions under each protocol, in one run. *Needed*: generated tokens at which the standard error, clustered by question, "
         "would be a tenth of the estimate, if it shrinks as one over the root of the tokens. The paper's protocol does not estimate a gain; "

@@ -35,6 +35,10 @@ QUESTIONS_A_RUN = 10
 BUDGETS = {"small": (12, 16), "medium": (24, 32), "large": (48, 128)}
 """Questions and continuations a node of each."""
 
+POOLED_PATHS = 108
+"""Measured paths of either outcome and question that pooled numbers are drawn from: what all of them together miss the truth by is the same in
+every repetition, and moves the coverage with it."""
+
 PER_NODE = ("score", "natural_alignment", "gain", "natural_gain", "advantage")
 POOLED = ("natural_gain", "gain", "advantage", "mean_score", "pooled_alignment")
 
@@ -104,7 +108,9 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
         rows, checks = _per_node(own, world, budget, continuations)
         node_rows += rows
         node_checks += checks
-    pooled_rows, pooled_checks = _pooled(bank, config, budget, questions, continuations, repetitions)
+    few_draws = config.model_copy(update={"analysis": config.analysis.model_copy(update={"num_draws": 100})})
+    many = make_bank(ReasoningWorld(), few_draws, num_questions, continuations, partial(_balanced, POOLED_PATHS))
+    pooled_rows, pooled_checks = _pooled(many, config, budget, questions, continuations, repetitions)
     text = (
         f"Nodes as the pipeline draws them, {QUESTIONS_A_RUN} questions a run, one interval each; {band(4000)} Teachers: {', '.join(TEACHERS)}; "
         "lowest and highest over them. Intervals of the score and the natural alignment rest on an empirical-Bayes prior, and cover on average "
@@ -126,7 +132,8 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
     ]
     per_node = Section("Targeted rollouts: intervals of single nodes", text, columns, node_rows, node_checks)
     text = (
-        f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each. *Correct* "
+        f"{repetitions:,} repetitions a budget; {NUM_ROLLOUTS} rollouts a question, one correct and one incorrect path, 4 nodes each, drawn from "
+        f"{POOLED_PATHS} measured paths of either outcome on each of {num_questions} questions. *Correct* "
         "and *incorrect*: paths of that outcome only. The truth is dynamic programming's over the full vocabulary. The last column is the bias "
         "in Monte Carlo errors, for the teacher where it is largest; in brackets the bias itself. The *mean score* is a mean of posterior means, "
         "which noise shrinks at every node alike: its bias is shown, no budget here takes it out, and its interval is a bound that has to hold "

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from opdscope.advice.tokens import NodeGains, Tokens, bin_edges, joined, node_parts, per_question, screened_sums
 from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_mean, clustered_statistic
 from opdscope.core.randomness import generator
-from opdscope.core.screening import screening_error
+from opdscope.core.screening_errors import moderated_errors
 from opdscope.core.shrinkage import shrink
 from opdscope.core.weighting import (
     MOST_WEIGHT,
@@ -165,14 +165,16 @@ def question_weighting(tokens: Tokens, config: Config) -> QuestionWeights:
     return QuestionWeights(_fit_questions(tokens, screened_sums(tokens, part, 1), everything), improvement)
 
 
-def question_errors(tokens: Tokens, use: np.ndarray) -> Float[np.ndarray, "question"]:
-    """Standard error of each question's gain from some of its rollouts; NaN where there are too few."""
-    pushes = tokens.per_rollout(tokens.signal)
-    found = np.full(tokens.num_questions, np.nan)
-    for question in np.unique(tokens.rollouts.question):
-        own = (tokens.rollouts.question == question) & use
-        found[question] = screening_error(tokens.rollouts.outcome[own], pushes[own])
-    return found
+def question_errors(tokens: Tokens, use: Bool[np.ndarray, "rollout"]) -> Float[np.ndarray, "question"]:
+    """Standard error of each question's gain from some of its rollouts, moderated by the other questions; NaN where there are too few."""
+    pushes, variances = tokens.per_rollout(tokens.signal), tokens.per_rollout(tokens.signal_variance)
+    place, size = tokens.rollouts.question[use], int(np.max(tokens.rollouts.index, initial=-1)) + 1
+    outcomes, own = np.full((tokens.num_questions, size), np.nan), np.zeros((tokens.num_questions, size))
+    column = tokens.rollouts.index[use]
+    outcomes[place, column], own[place, column] = tokens.rollouts.outcome[use], pushes[use]
+    count = np.bincount(place, minlength=tokens.num_questions)
+    variance = np.bincount(place, variances[use], minlength=tokens.num_questions) / np.maximum(count, 1)
+    return moderated_errors(outcomes, own, variance).error
 
 
 def _fit_questions(tokens: Tokens, sums: PartSums, use: np.ndarray) -> Float[np.ndarray, "question"]:

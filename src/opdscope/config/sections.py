@@ -224,8 +224,9 @@ class AnalysisConfig(_Strict):
     """Posterior draws a node."""
     back_up: bool = True
     """Let the later nodes of a path inform the success of its tokens at the earlier ones; no effect under `protocol: paper`."""
-    control_variates: bool = False
-    """Lower the noise of screening gains by the teachers' own log-ratios, without bias; worth as much as they know of the outcome."""
+    control_variates: bool = True
+    """Lower the noise of screening gains by the teachers' own log-ratios, without bias and without another model pass; worth as much as they know
+    of the outcome."""
     fitted_values: bool = False
     """Screen with the success foretold before each token, from other questions' rollouts, in place of the question's own share; without bias.
     Worth as much as entropy, depth and the teachers' log-odds foretell of the outcome; where the values differ little it can cost precision."""

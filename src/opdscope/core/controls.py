@@ -36,7 +36,7 @@ def cross_fitted_slopes(
     controls: Float[np.ndarray, "rollout control"],
     values: Float[np.ndarray, "rollout"],
     fold: Int[np.ndarray, "rollout"],
-    ridge: float = 10.0,
+    ridge: float = 100.0,
 ) -> Float[np.ndarray, "rollout control"]:
     r"""How much of each control to subtract, learned from rollouts of other folds only.
 
@@ -45,6 +45,8 @@ def cross_fitted_slopes(
         values: What their noise is to be taken from: each rollout's contribution to a gain.
         fold: Rollouts of one fold share nothing with the fit that is applied to them; make it the question, or groups of questions.
         ridge: Penalty on squared slopes of controls of unit size, in rollouts: few rollouts shrink the slopes to zero, which is no correction.
+            With 100 the correction is worth in the chain world what it is with 10, and where no teacher knows anything it costs 4 % of the variance
+            at most, from 24 rollouts on, in place of 13 %.
 
     Returns:
         Slopes of a ridge regression without a constant; zero where there is one fold alone.
@@ -59,11 +61,13 @@ def cross_fitted_slopes(
     """
     size = np.sqrt(np.mean(controls**2, axis=0)) if len(controls) else np.ones(controls.shape[1])
     scaled = controls / np.where(size > 0, size, 1.0)
-    names = np.unique(fold)
-    grams = np.array([scaled[fold == name].T @ scaled[fold == name] for name in names])
-    moments = np.array([scaled[fold == name].T @ values[fold == name] for name in names])
+    order = np.argsort(fold, kind="stable")
+    names, starts = np.unique(fold[order], return_index=True)
     result = np.zeros(controls.shape)
-    for k, name in enumerate(names if len(names) > 1 else []):
-        gram = grams.sum(axis=0) - grams[k] + ridge * np.eye(controls.shape[1])
-        result[fold == name] = np.linalg.lstsq(gram, moments.sum(axis=0) - moments[k], rcond=None)[0]
+    if len(names) > 1:
+        parts = list(zip(np.split(scaled[order], starts[1:]), np.split(values[order], starts[1:]), strict=True))
+        grams, moments = np.array([own.T @ own for own, _ in parts]), np.array([own.T @ value for own, value in parts])
+        others = grams.sum(axis=0) - grams + ridge * np.eye(controls.shape[1])
+        slopes = np.linalg.pinv(others, hermitian=True) @ (moments.sum(axis=0) - moments)[..., None]
+        result[order] = np.repeat(slopes[..., 0], np.diff(starts, append=len(fold)), axis=0)
     return result / np.where(size > 0, size, 1.0)

@@ -22,9 +22,6 @@ Array = Any
 RARE_PROB = 1e-4
 """Tokens that the student takes less often than this are called rare: ordinary rollouts hardly ever meet them."""
 
-_ADDED_WEIGHT, _ADDED_OUTCOMES = 8, 2
-"""What the error of one question's gain knows beforehand: so many rollouts' worth of a gain of zero, so many successes and failures."""
-
 
 @dataclass(frozen=True)
 class StudentRows:
@@ -158,12 +155,15 @@ def reduce_rows(
     )
 
 
-def screening_gain(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"]) -> Float[np.ndarray, "*batch"]:
+def screening_gain(
+    outcomes: Float[np.ndarray, "*question rollout"], pushes: Float[np.ndarray, "*batch_and_question rollout"]
+) -> Float[np.ndarray, "*batch_and_question"]:
     r"""Total gain of an objective on one question, from its ordinary rollouts alone.
 
     Args:
-        outcomes: 1 for CORRECT, 0 for INCORRECT and TRUNCATED, NaN for UNVERIFIABLE (left out).
-        pushes: Sum over positions of the centred signal at the taken token (natural gain) or of the centred gradient (Euclidean gain).
+        outcomes: 1 for CORRECT, 0 for INCORRECT and TRUNCATED, NaN for UNVERIFIABLE (left out); of one question or of several.
+        pushes: Sum over positions of the centred signal at the taken token (natural gain) or of the centred gradient (Euclidean gain); axes of
+            the questions come last but one.
 
     Returns:
         Success probability per unit step, summed over the positions of a response; unbiased. Zero if all outcomes agree. NaN with fewer
@@ -184,13 +184,13 @@ def screening_gain(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndar
         >>> round(float(screening_gain(np.array([1.0, 0.0]), np.array([0.5, -0.5]))), 6)
         0.5
     """
-    if outcomes.shape[-1:] != pushes.shape[-1:]:
-        raise ShapeError(f"expected one push per outcome, {outcomes.shape[-1]}, found {pushes.shape[-1]}")
-    return (
-        np.mean(_advantages(outcomes) * pushes[..., ~np.isnan(outcomes)], axis=-1)
-        if _enough(outcomes)
-        else np.full(pushes.shape[:-1], np.nan)
-    )
+    if pushes.shape[pushes.ndim - outcomes.ndim :] != outcomes.shape:
+        raise ShapeError(f"expected one push per outcome, shape {outcomes.shape} or more axes before it, found {pushes.shape}")
+    verified = ~np.isnan(outcomes)
+    count, known = verified.sum(axis=-1, keepdims=True), np.where(verified, outcomes, 0.0)
+    advantages = known - (known.sum(axis=-1, keepdims=True) - known) / np.maximum(count - 1, 1)
+    sums = np.sum(np.where(verified, advantages * pushes, 0.0), axis=-1)
+    return np.where(count[..., 0] >= 2, sums / np.maximum(count[..., 0], 1), np.nan)
 
 
 def value_corrections(
@@ -215,70 +215,6 @@ def value_corrections(
     verified = ~np.isnan(outcomes)
     baseline = (np.nansum(outcomes) - np.nan_to_num(outcomes)) / np.maximum(np.sum(verified) - verified, 1)
     return weighted - baseline * pushes
-
-
-def screening_error(outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"]) -> Float[np.ndarray, "*batch"]:
-    r"""Standard error of :func:`screening_gain` on one question, from how its rollouts differ.
-
-    Args:
-        outcomes: As there.
-        pushes: As there.
-
-    Returns:
-        Success probability per unit step; not zero where all outcomes agree. NaN with fewer than three verified rollouts.
-
-    Raises:
-        ShapeError: If the rollout axes differ in length.
-
-    Notes:
-        The jackknife over rollouts, in which leaving rollout i out of a covariance changes it by a multiple of
-        :math:`(R_i - \bar R)(F_i - \bar F) - \hat G (n - 1)/n`, so that no refitting is needed; and with the weight of eight rollouts the variance
-        that the gain would have if it were zero, :math:`E[(R - \rho)^2 (F - \bar F)^2] / (n - 1)`, in which two successes and two failures with
-        pushes of average size are added to what was seen. Alone the jackknife is zero where few rollouts happen to agree: its 90 % intervals,
-        8 rollouts a question, covered 80 % for teachers that know something.
-
-    References:
-        Efron and Stein (1981), The jackknife estimate of variance; Agresti and Coull (1998), for what is added.
-
-    Example:
-        >>> round(float(screening_error(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.5, -0.5, 0.3, -0.1]))), 4)
-        0.1111
-        >>> round(float(screening_error(np.ones(4), np.array([0.5, -0.5, 0.3, -0.1]))), 4)
-        0.0886
-    """
-    covariance = screening_gain(outcomes, pushes)
-    verified = outcomes[~np.isnan(outcomes)]
-    count = len(verified)
-    if count < 3:
-        return np.full(pushes.shape[:-1], np.nan)
-    own = pushes[..., ~np.isnan(outcomes)]
-    centred = own - np.mean(own, axis=-1, keepdims=True)
-    products = (verified - np.mean(verified)) * centred
-    # the sum of squares without rollout i is the whole one minus n / (n - 1) times its product; divided by n - 2 for the covariance
-    left_out = (covariance[..., None] * (count - 1) - products * count / (count - 1)) / (count - 2)
-    spread = np.sum((left_out - np.mean(left_out, axis=-1, keepdims=True)) ** 2, axis=-1)
-    jackknife = (count - 1) / count * spread
-    return np.sqrt((count * jackknife + _ADDED_WEIGHT * _variance_without_gain(verified, centred)) / (count + _ADDED_WEIGHT))
-
-
-def _variance_without_gain(
-    outcomes: Float[np.ndarray, "verified"], centred: Float[np.ndarray, "*batch verified"]
-) -> Float[np.ndarray, "*batch"]:
-    count, right = len(outcomes), float(np.sum(outcomes))
-    squares, chance = centred**2, (right + _ADDED_OUTCOMES) / (count + 2 * _ADDED_OUTCOMES)
-    added = _ADDED_OUTCOMES * np.sum(squares, axis=-1) / (count - 1)
-    of_right = (np.sum(squares * outcomes, axis=-1) + added) / (right + _ADDED_OUTCOMES)
-    of_wrong = (np.sum(squares * (1.0 - outcomes), axis=-1) + added) / (count - right + _ADDED_OUTCOMES)
-    return chance * (1.0 - chance) * ((1.0 - chance) * of_right + chance * of_wrong) / (count - 1)
-
-
-def _enough(outcomes: Float[np.ndarray, "rollout"]) -> bool:
-    return int(np.sum(~np.isnan(outcomes))) >= 2
-
-
-def _advantages(outcomes: Float[np.ndarray, "rollout"]) -> Float[np.ndarray, "verified"]:
-    verified = outcomes[~np.isnan(outcomes)]
-    return verified - (np.sum(verified) - verified) / (len(verified) - 1)
 
 
 def teacher_pushes(centred: Sequence[Float[np.ndarray, "position"]]) -> Float[np.ndarray, "rollout"]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from opdscope.core.screening import screening_error, screening_gain
+from opdscope.core.screening import screening_gain
+from opdscope.core.screening_errors import screening_error
 from opdscope.errors import ShapeError
 
 _LEAST_OF_A_QUESTION = 3

@@ -49,7 +49,7 @@ class Controls:
 
 def corrections(
     contributions: Sequence[Float[np.ndarray, "rollout"]], products: Sequence[Float[np.ndarray, "rollout control"]]
-) -> list[float]:
+) -> Float[np.ndarray, "question"]:
     """What to subtract from the gain of each question, with slopes learned at other questions.
 
     Args:
@@ -59,17 +59,17 @@ def corrections(
     Returns:
         Numbers with mean zero: averaged over all rollouts, since the mean over those with a verdict need not be zero.
     """
-    folds = np.concatenate([np.full(len(own), k % _FOLDS) for k, own in enumerate(contributions)])
+    lengths = np.array([len(own) for own in contributions])
+    question = np.repeat(np.arange(len(lengths)), lengths)
     values, columns = np.concatenate(contributions), np.concatenate(products)
-    known = np.isfinite(values)
-    slopes = np.zeros(columns.shape)
-    slopes[known] = cross_fitted_slopes(columns[known], values[known], folds[known])
-    found: list[float] = []
-    start = 0
-    for own in products:
-        part = slopes[start : start + len(own)][known[start : start + len(own)]]
-        found.append(float(part[0] @ own.mean(axis=0)) if len(part) else 0.0)
-        start += len(own)
+    known = np.flatnonzero(np.isfinite(values))
+    slopes = cross_fitted_slopes(columns[known], values[known], question[known] % _FOLDS)
+    # one slope a question, that of its first rollout with a verdict; a question without any has no correction
+    judged, first = np.unique(question[known], return_index=True)
+    found, means = np.zeros(len(lengths)), np.zeros((len(lengths), columns.shape[1]))
+    filled = np.flatnonzero(lengths)
+    means[filled] = np.add.reduceat(columns, (np.cumsum(lengths) - lengths)[filled]) / lengths[filled, None]
+    found[judged] = np.sum(slopes[first] * means[judged], axis=1)
     return found
 
 

@@ -78,27 +78,15 @@ def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGain
 
 def _gains(responses: Responses, keys: Sequence[tuple[str, str]]) -> Float[np.ndarray, "key 2 question"]:
     """Natural and Euclidean gain on every question; NaN where no rollout is scored."""
-    gains = np.full((len(keys), 2, len(responses.present)), np.nan)
     # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
     used = np.array([responses.scored[key].known & responses.present for key in keys]).reshape(len(keys), *responses.present.shape)
     pushes = np.array([responses.scored[key].pushes for key in keys]).reshape(len(keys), 2, *responses.present.shape)
-    for place in np.flatnonzero(used.any(axis=(0, 2))):
-        for members in _alike(used[:, place]):
-            own = used[members[0], place]
-            gains[members, :, place] = screening_gain(responses.outcomes[place, own], pushes[members, :, place][..., own])
+    gains = screening_gain(np.where(used, responses.outcomes, np.nan), pushes.swapaxes(0, 1)).swapaxes(0, 1)
     for k, key in enumerate(keys):
         own = responses.scored[key]
         if own.products.shape[-1] > 0 or own.weighted is not None:
             _correct(responses, own, used[k], gains[k])
     return gains
-
-
-def _alike(masks: Bool[np.ndarray, "key rollout"]) -> list[list[int]]:
-    """Those that are scored at the same rollouts, which nearly always are all of them; without those that are scored at none."""
-    found: dict[bytes, list[int]] = {}
-    for k in np.flatnonzero(masks.any(axis=1)).tolist():
-        found.setdefault(masks[k].tobytes(), []).append(k)
-    return list(found.values())
 
 
 def _correct(responses: Responses, own: Scored, used: Bool[np.ndarray, "question rollout"], gains: Float[np.ndarray, "2 question"]) -> None:
