@@ -58,6 +58,14 @@ class Run:
         parts = [read_part(path, columns) for path in sorted((self.path / name).glob("*.parquet"))]
         return pa.concat_tables(parts).select(schema.names).cast(schema) if parts else schema.empty_table()
 
+    def unit(self, name: str, unit: str) -> pa.Table:
+        """The rows that one unit stored in a table.
+
+        Raises:
+            RunDirectoryError: If the unit is not done, or its part cannot be read.
+        """
+        return read_part(self._part(name, unit))
+
     def tables(self) -> dict[str, pa.Table]:
         """Every table by name."""
         return {name: self.table(name) for name in SCHEMAS}

@@ -15,6 +15,7 @@ from opdscope.summary.looks import screen_looks
 from opdscope.summary.needed import needed_to_settle, verdict_with_needed
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
+from opdscope.summary.paths import list_arrays
 from opdscope.summary.plain import as_json, plain
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
@@ -215,6 +216,9 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, int]:
     scored = sum(
         len(row["entropy"]) for row in tables["teacher_positions"].select(["teacher", "entropy"]).to_pylist() if row["teacher"] not in nulls
     )
+    scored += sum(map(len, list_arrays(tables["continuation_scores"]["centred_log_ratio"])))
+    if tables["continuation_scores"].num_rows:  # the student read them too, once for all teachers
+        scored += sum(continuations)
     return {
         "rollouts": len(lengths),
         "demonstrations": len(lengths) - len(measured),

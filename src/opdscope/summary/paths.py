@@ -21,9 +21,7 @@ def read_links(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]
         tables: Every table of the run by name.
         rows: Stored rows of the nodes, those of a path in order of position. A node that is not among them is as if it had not been drawn.
     """
-    following = _following(rows)
-    tokens = _by_path(tables["rollouts"], "token_ids", rows)
-    steps = [_steps(rows, tokens, i, int(j)) for i, j in enumerate(following)]
+    following, steps = _following(rows), path_steps(tables, rows)
     stratum = _taken_strata(tables["strata"], rows, steps)
     logprobs = _by_path(tables["student_positions"], "logprob", rows)
     stay_prob = np.ones(len(rows))
@@ -33,6 +31,17 @@ def read_links(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]
         stay_prob[i] = np.exp(np.sum(own, dtype=np.float64))
     staying, correct = _count_staying(tables["continuations"], rows, stratum, steps)
     return PathLinks(np.where(stratum >= 0, following, -1), stratum, staying, correct, stay_prob)
+
+
+def path_steps(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
+    """The path's tokens from each node to the next one of the same path, the node's own first; none at the last node of a path.
+
+    Args:
+        tables: Every table of the run by name.
+        rows: As for :func:`read_links`.
+    """
+    tokens = _by_path(tables["rollouts"], "token_ids", rows)
+    return [_steps(rows, tokens, i, int(j)) for i, j in enumerate(_following(rows))]
 
 
 def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
