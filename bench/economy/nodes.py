@@ -2,26 +2,30 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from continuing import Drawn, Start, continue_from
 from page import Section
 from ranking import config
-from worlds import REAL, TASKS, WORLDS
+from worlds import REAL, TASKS, WORLDS, question
 
 import opdscope
 from opdscope.config import Config, load_config
 from opdscope.core.alignment import alignment_score, natural_gain
 from opdscope.core.allocation import allocate_tokens, target_weights
-from opdscope.core.backup import PathLinks, no_links
+from opdscope.core.backup import no_links
+from opdscope.core.controlled import control_outcomes
+from opdscope.core.coupling import Coupling, estimate_coupling
 from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import World
 from opdscope.store import Run
-from opdscope.summary.nodes import NodeArrays, Posterior, linked_posterior, measure_nodes, node_posterior, padded, read_nodes
-from opdscope.summary.paths import read_links
+from opdscope.summary.evidence import Evidence
+from opdscope.summary.nodes import NodeArrays, Posterior, evident_posterior, measure_nodes, node_posterior, padded, read_nodes
+from opdscope.summary.paths import path_steps, read_links
 
 PER_CANDIDATE = 32
 """Continuations a candidate of the uniform allocation, (a)."""
@@ -43,6 +47,9 @@ class Exact:
         shape = self.nodes.probs.shape
         self.index = {row["node_id"]: i for i, row in enumerate(self.nodes.rows)}
         self.success, self.sampled, self.cost = np.zeros(shape), np.zeros(shape, dtype=bool), np.ones(shape)
+        self.fold = np.unique([row["question_id"] for row in self.nodes.rows], return_inverse=True)[1] % 10
+        self.starts: list[Start] = []
+        self.following = world.next_states()
         self._look_up(world)
         self.signals, self.gradients = np.zeros((2, len(REAL), *shape))
         self.spread, self.norm = np.zeros((2, len(REAL), shape[0]))
@@ -55,9 +62,8 @@ class Exact:
 
     def _look_up(self, world: World) -> None:
         paths = {(r["question_id"], r["rollout_index"]): r["token_ids"] for r in self.tables["rollouts"].to_pylist()}
-        following, order = world.next_states(), self.tables["questions"]["question_id"].to_pylist()
-        students = {q: np.exp(world.student(k)) for k, q in enumerate(order)}
-        successes = {q: world.success(k) for k, q in enumerate(order)}
+        order, steps = self.tables["questions"]["question_id"].to_pylist(), path_steps(self.tables, self.nodes.rows)
+        questions = {q: question(world, k) for k, q in enumerate(order)}
         rows: dict[int, list[Any]] = {}
         for row in self.tables["strata"].to_pylist():
             rows.setdefault(self.index[row["node_id"]], []).append(row)
@@ -65,9 +71,12 @@ class Exact:
             q, t, tokens = node["question_id"], node["position"], paths[node["question_id"], node["rollout_index"]]
             state = 0
             for position in range(t):
-                state = following[position, state, tokens[position]]
-            own, tail = successes[q][t, state], students[q][t, state].copy()
+                state = self.following[position, state, tokens[position]]
+            own, tail = questions[q].success[t, state], np.exp(questions[q].student[t, state])
+            single = np.eye(len(tail))
             tail[[row["token_id"] for row in rows[i] if row["token_id"] >= 0]] = 0.0
+            shares = [single[row["token_id"]] if row["token_id"] >= 0 else tail for row in rows[i]]
+            self.starts.append(Start(questions[q], t, state, shares, np.array(steps[i], dtype=np.int64)))
             for row in rows[i]:
                 k = row["stratum"]
                 self.success[i, k] = own[row["token_id"]] if row["token_id"] >= 0 else np.sum(tail * own) / max(tail.sum(), 1e-300)
@@ -116,20 +125,31 @@ class Exact:
         flat = [array.ravel() for array in (weights, variance, first, self.cost)]
         return first + allocate_tokens(*flat, left).reshape(first.shape)
 
-    def drawn(self, counts: np.ndarray, source: np.random.Generator) -> tuple[NodeArrays, PathLinks]:
-        """The nodes with fresh outcomes: given counts, verdicts are binomial, and so is how many continuations stay on the path."""
+    def drawn(self, counts: np.ndarray, source: np.random.Generator, way: "Way") -> tuple[NodeArrays, Evidence]:
+        """The nodes with fresh continuations, so many of each stratum."""
         counts = np.where(self.sampled, counts, 0)
-        right = source.binomial(counts, np.clip(self.success, 0.0, 1.0))
-        staying, staying_right = np.zeros((2, len(counts)), dtype=np.int64)
-        for i in np.flatnonzero((self.links.next_node >= 0) & (counts[np.arange(len(counts)), self.links.stratum] > 0)):
-            y, j, chance = self.links.stratum[i], self.links.next_node[i], float(self.links.stay_prob[i])
-            value = float(np.sum(self.nodes.probs[j] * self.success[j]) / np.sum(self.nodes.probs[j]))
-            elsewhere = (self.success[i, y] - chance * value) / (1 - chance) if chance < 1 else 0.0
-            staying[i] = source.binomial(counts[i, y], chance)
-            staying_right[i] = source.binomial(staying[i], np.clip(value, 0.0, 1.0))
-            right[i, y] = staying_right[i] + source.binomial(counts[i, y] - staying[i], np.clip(elsewhere, 0.0, 1.0))
-        links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
-        return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), links
+        drawn = continue_from(self.starts, self.links, counts, self.following, way.mix, source, way.pairs)
+        rows, shape = drawn.rows, counts.shape
+        right, links = np.zeros(shape, dtype=np.int64), no_links(len(counts))
+        np.add.at(right, (rows.node, rows.stratum), rows.outcome.astype(np.int64))
+        if way.back_up:
+            staying, staying_right = (
+                np.bincount(rows.node[rows.stays], weights, len(counts)).astype(np.int64) for weights in (None, rows.outcome[rows.stays])
+            )
+            links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
+        controlled = control_outcomes(rows, *shape, self.fold) if len(way.mix) else None
+        sums = None if controlled is None else controlled.sums
+        outcomes = rows.outcome if controlled is None else controlled.outcomes
+        coupling = self._coupling(drawn, outcomes, 1.0 if sums is None else sums.kept) if way.pairs else None
+        return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), Evidence(links, coupling, sums)
+
+    def _coupling(self, drawn: Drawn, outcomes: np.ndarray, kept: float) -> Coupling:
+        """Of antithetic pairs."""
+        rows = drawn.rows
+        arrays = np.full((*self.success.shape, int(drawn.index.max()) + 1), np.nan)
+        arrays[rows.node, rows.stratum, drawn.index] = outcomes
+        weights = np.ones(self.success.shape)
+        return estimate_coupling(list(arrays), list(weights), pairs=True, across=False, kept=kept)
 
 
 def _plug_in(nodes: NodeArrays) -> np.ndarray:
@@ -142,11 +162,10 @@ def _plug_in(nodes: NodeArrays) -> np.ndarray:
     return np.where(unseen, centre[:, None], known)
 
 
-def _estimates(exact: Exact, drawn: tuple[NodeArrays, PathLinks], back_up: bool) -> tuple[np.ndarray, np.ndarray]:
+def _estimates(exact: Exact, drawn: tuple[NodeArrays, Evidence]) -> tuple[np.ndarray, np.ndarray]:
     """Teacher × node: scores, gains per deviation of the signal (each with its interval), as `node_scores` gives them."""
-    nodes, links = drawn
-    posterior = linked_posterior(nodes, links if back_up else no_links(len(nodes.rows)), _settings(exact))
-    return _by_teacher(exact, nodes, posterior)
+    nodes, evidence = drawn
+    return _by_teacher(exact, nodes, evident_posterior(nodes, evidence, _settings(exact)))
 
 
 def measured(exact: Exact) -> tuple[np.ndarray, np.ndarray]:
@@ -181,29 +200,58 @@ def made(name: str, num_questions: int) -> Exact:
         return Exact(run, WORLDS[name])
 
 
+_NONE, _ALL = np.zeros((0, len(REAL))), np.eye(len(REAL))
+_NOISY = np.array([[float(name in ("weak", "random")) for name in REAL]])
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is switched on."""
+
+    name: str
+    """In the table."""
+    back_up: bool = False
+    """Along paths."""
+    allocated: bool = True
+    """By probabilities and signals, or the same number at every candidate."""
+    known: bool = False
+    """Allocated with the exact variances."""
+    pairs: bool = False
+    """Antithetic."""
+    mix: np.ndarray = field(default_factory=_NONE.copy)
+    """Controls, as mixtures of the teachers' log-ratios: control × teacher."""
+
+
+BACKED_UP = Way("+ backing up along paths", back_up=True)
+NOISY = Way("+ control variate: the weak teacher with noise", back_up=True, mix=_NOISY)
 WAYS = (
-    "the same, with posterior and prior",
-    "+ allocation by probabilities and signals",
-    "+ backing up along paths",
-    "bound: + exact variances known",
+    Way("the same, with posterior and prior", allocated=False),
+    Way("+ allocation by probabilities and signals"),
+    BACKED_UP,
+    Way("bound without controls: + exact variances known", back_up=True, known=True),
+    Way("backed up, + antithetic pairs", back_up=True, pairs=True),
+    NOISY,
+    Way("the same, + antithetic pairs", back_up=True, mix=_NOISY, pairs=True),
+    Way("+ control variates: all six teachers", back_up=True, mix=_ALL),
+    Way("the same, + antithetic pairs", back_up=True, mix=_ALL, pairs=True),
 )
 
 
-def _counts(exact: Exact, way: str, part: float) -> np.ndarray:
+def _counts(exact: Exact, way: Way, part: float) -> np.ndarray:
     """Continuations of each stratum for this part of the tokens of (a)."""
-    if way == WAYS[0]:
+    if not way.allocated:
         return np.where(exact.sampled, max(2, round(PER_CANDIDATE * part)), 0)
-    if way == WAYS[3]:
+    if way.known:
         return exact.allocated(np.maximum(exact.success * (1 - exact.success), 1e-6), part * exact.budget, 1)
     return exact.allocated(np.full(exact.success.shape, 0.25), part * exact.budget, 2)
 
 
-def _curve(exact: Exact, way: str, source: np.random.Generator) -> np.ndarray:
+def _curve(exact: Exact, way: Way, source: np.random.Generator) -> np.ndarray:
     """Tokens, error of gains and error of scores at each budget."""
     found: list[list[float]] = []
     for part in FRACTIONS:
         counts = _counts(exact, way, part)
-        scores, gains = _estimates(exact, exact.drawn(counts, source), back_up=way in WAYS[2:])
+        scores, gains = _estimates(exact, exact.drawn(counts, source, way))
         found.append([exact.tokens(counts), *exact.errors(gains[..., 0], scores[..., 0])])
     return np.array(found)
 
@@ -215,15 +263,15 @@ def economy(exacts: dict[str, Exact], repetitions: int) -> Section:
     for name, exact in exacts.items():
         uniform, base = np.where(exact.sampled, PER_CANDIDATE, 0), np.zeros(2)
         for k in range(4 * repetitions):
-            success = _plug_in(exact.drawn(uniform, generator("economy", "uniform", name, k))[0])
+            success = _plug_in(exact.drawn(uniform, generator("economy", "uniform", name, k), Way(""))[0])
             base += np.array(exact.errors(exact.gains(success), exact.scores(success))) / (4 * repetitions)
         numbers = [f"{base[0]:.1e}", "1.0×", f"{base[1]:.1e}", "1.0×"]
         rows.append([name, "(a) the same number at every candidate, plug-in", *numbers])
         for way in WAYS:
             curve = np.mean([_curve(exact, way, generator("economy", "nodes", name, k)) for k in range(repetitions)], axis=0)
             ratios = [_ratio(curve[:, 0], curve[:, i + 1], base[i], exact.budget) for i in range(2)]
-            rows.append([name, way, f"{curve[-1, 1]:.1e}", ratios[0], f"{curve[-1, 2]:.1e}", ratios[1]])
-            if way == WAYS[2]:
+            rows.append([name, way.name, f"{curve[-1, 1]:.1e}", ratios[0], f"{curve[-1, 2]:.1e}", ratios[1]])
+            if way is BACKED_UP:
                 for what, ratio in zip(("natural gains", "alignment scores"), ratios, strict=True):
                     checks.append((f"{name}: {what} of nodes with ≥ 5 times fewer tokens than (a)", float(ratio.strip("≥×")) >= 5))
     text = (
@@ -255,10 +303,10 @@ def coverage(exacts: dict[str, Exact], repetitions: int) -> Section:
     for name, exact in exacts.items():
         gains_truth, use = exact.gains(exact.success), exact.pushed & ~exact.certain
         for part in (0.1, 0.3, 1.0):
-            counts = _counts(exact, WAYS[2], part)
+            counts = _counts(exact, BACKED_UP, part)
             held: list[float] = []
             for k in range(repetitions):
-                _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k)), True)
+                _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k), BACKED_UP))
                 held.append(float(np.mean(((gains[..., 1] <= gains_truth) & (gains_truth <= gains[..., 2]))[use])))
             # the intervals of one set of outcomes share it: the error comes from how the sets differ
             error = 4 * np.std(held, ddof=1) / np.sqrt(repetitions)
