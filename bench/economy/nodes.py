@@ -140,10 +140,10 @@ class Exact:
         controlled = control_outcomes(rows, *shape, self.fold) if len(way.mix) else None
         sums = None if controlled is None else controlled.sums
         outcomes = rows.outcome if controlled is None else controlled.outcomes
-        coupling = self._coupling(drawn, outcomes, 1.0 if sums is None else sums.kept) if way.pairs else None
+        coupling = self._coupling(drawn, outcomes, None if sums is None else sums.kept) if way.pairs else None
         return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), Evidence(links, coupling, sums)
 
-    def _coupling(self, drawn: Drawn, outcomes: np.ndarray, kept: float) -> Coupling:
+    def _coupling(self, drawn: Drawn, outcomes: np.ndarray, kept: np.ndarray | None) -> Coupling:
         """Of antithetic pairs."""
         rows = drawn.rows
         arrays = np.full((*self.success.shape, int(drawn.index.max()) + 1), np.nan)

@@ -330,14 +330,18 @@ def _own_success(
     """
     count, sampled = outcomes.num_verified, outcomes.num_verified > 0
     mean = np.where(sampled, sums.total / np.maximum(count, 1), np.nan)
-    noise = _mean_noise(sums.squares, sums.total, count, added, sums.kept)
+    noise = _mean_noise(sums.squares, sums.total, count, added, sums.kept[:, None])
     noise = np.where(sampled, np.where(count + added > 1, noise, 0.25), 0.0)
     known = ~np.isnan(outcomes.terminal)
     return np.where(known, outcomes.terminal, mean), np.where(known, 0.0, noise)
 
 
 def _mean_noise(
-    squares: Float[np.ndarray, "*batch"], total: Float[np.ndarray, "*batch"], count: Int[np.ndarray, "*batch"], added: int, kept: float
+    squares: Float[np.ndarray, "*batch"],
+    total: Float[np.ndarray, "*batch"],
+    count: Int[np.ndarray, "*batch"],
+    added: int,
+    kept: Float[np.ndarray, "#*batch"],
 ) -> Float[np.ndarray, "*batch"]:
     """Variance of a mean of outcomes from their sums; with a success and a failure added the sum of n + 2 is divided by n."""
     mean = total / np.maximum(count, 1)
@@ -364,7 +368,7 @@ def _replace_arrivals(
     mean = weight * value.mean + (1.0 - weight) * stay_total / np.maximum(stay, 1)
     # with one arrival its noise is unknown, and multiplied by zero below
     noise = weight**2 * value.variance
-    noise = noise + factor * (1.0 - weight) ** 2 * _mean_noise(sums.staying_squares[own], stay_total, stay, added, sums.kept)
+    noise = noise + factor * (1.0 - weight) ** 2 * _mean_noise(sums.staying_squares[own], stay_total, stay, added, sums.kept[own])
     leave = verified - stay
     total = leave_total - leave * mean - stay * before
     squares = sums.leaving_squares[own] - 2.0 * mean * leave_total + leave * mean**2 + stay * before**2
@@ -373,7 +377,7 @@ def _replace_arrivals(
     alone = squares - total**2 / verified
     # with outcomes added the sum of n + 2 is divided by n: see interval_variance
     divisor = np.maximum((verified + 2 * either) * (verified - 1 + added), 1)
-    leaving = (np.maximum(alone, 0.0) + sums.kept * (with_added - alone)) / divisor
+    leaving = (np.maximum(alone, 0.0) + sums.kept[own] * (with_added - alone)) / divisor
     variance = stay * (stay - 1) / np.maximum(verified * (verified - 1), 1) * noise + factor * leaving
     # the arrivals that are to be expected, not those that were seen: see the notes on weights
     spread = stay_prob**2 * value.spread / (1.0 + stay_prob * verified * value.spread) + (1.0 - stay_prob) / verified

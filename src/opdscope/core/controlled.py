@@ -16,6 +16,9 @@ from opdscope.core.success import StratumOutcomes
 _LEAST_KEPT = 0.01
 """Share of an outcome's variance that is taken to remain at least: none would leave a node without any noise."""
 
+_WORTH = 10
+"""Outcomes that what all nodes say of the share counts for at one node."""
+
 _GRAIN = 4
 """Parts of an outcome in which effective counts are given: different pairs of counts stay few, and with them the table of likelihoods."""
 
@@ -40,7 +43,7 @@ class OutcomeSums:
     """Sum of R' over the same, c being that of the tokens after the one by which they left."""
     before: Float[np.ndarray, "node"]
     """The c of the path's own tokens up to the next node, which all that arrive have in common."""
-    kept: float = 1.0
+    kept: Float[np.ndarray, "node"]
     """Share of an outcome's variance within its stratum that is left; 1 without controls."""
 
     def effective(self, outcomes: StratumOutcomes) -> StratumOutcomes:
@@ -49,12 +52,13 @@ class OutcomeSums:
         Example:
             >>> counts = StratumOutcomes(np.array([[3]]), np.array([[4]]), np.array([[np.nan]]))
             >>> nothing = np.zeros(1)
-            >>> sums = OutcomeSums(np.array([[2.9]]), np.array([[2.5]]), *[nothing] * 6, kept=0.5)
+            >>> sums = OutcomeSums(np.array([[2.9]]), np.array([[2.5]]), *[nothing] * 6, np.array([0.5]))
             >>> found = sums.effective(counts)
             >>> found.num_correct.tolist(), found.num_verified.tolist()
             ([[6.0]], [[8.0]])
         """
-        return StratumOutcomes(_grains(self.total, outcomes.num_verified) / self.kept, outcomes.num_verified / self.kept, outcomes.terminal)
+        kept = self.kept[:, None]
+        return StratumOutcomes(_grains(self.total, outcomes.num_verified) / kept, outcomes.num_verified / kept, outcomes.terminal)
 
     def effective_staying(self, num_staying: Int[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
         """Correct ones among those that arrive, on the scale of :meth:`effective`."""
@@ -80,7 +84,7 @@ def count_sums(outcomes: StratumOutcomes, stratum: Int[np.ndarray, "node"], num_
     correct = outcomes.num_correct.astype(np.float64)
     staying = num_staying_correct.astype(np.float64)
     leaving = correct[np.arange(len(correct)), stratum] - staying
-    return OutcomeSums(correct, correct, staying, staying, leaving, leaving, leaving, np.zeros(len(correct)))
+    return OutcomeSums(correct, correct, staying, staying, leaving, leaving, leaving, *(np.zeros(len(correct)), np.ones(len(correct))))
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Controlled:
     """What success is estimated from."""
     outcomes: Float[np.ndarray, "row"]
     """R' of each continuation, c being that of all tokens drawn; NaN without a verdict."""
+    kept: Float[np.ndarray, "row"]
+    """That of the continuation's node."""
 
 
 def control_outcomes(
@@ -132,9 +138,10 @@ def control_outcomes(
         what outcomes and controls differ by within a stratum. A control has mean zero over all continuations, which those with a verdict need not
         have: what their means differ by is put back.
 
-        `kept` is the sum of squares within strata of R' over that of R, drawn towards 1 by as much of the difference as which nodes were drawn
-        can explain: :math:`1 - \text{kept}` is multiplied by the positive part of :math:`1 - \operatorname{se}^2 / (1 - \text{kept})^2`, its
-        standard error by the jackknife over nodes.
+        `kept` of all nodes is the sum of squares within strata of R' over that of R, drawn towards 1 by as much of the difference as which nodes
+        were drawn can explain: :math:`1 - \text{kept}` is multiplied by the positive part of
+        :math:`1 - \operatorname{se}^2 / (1 - \text{kept})^2`, its standard error by the jackknife over nodes. That of one node is its own ratio
+        with so much of all nodes' added to both sums as ten outcomes are worth.
 
     References:
         Owen (2013), Monte Carlo theory, methods and examples, section 8.9; James and Stein (1961), Estimation with quadratic loss.
@@ -167,8 +174,11 @@ def control_outcomes(
     arrived = np.bincount(rows.node[rows.stays & verified], minlength=num_nodes)
     common = summed(before, rows.stays)[0] / np.maximum(arrived, 1)
     remaining = np.where(verified, adjusted - _group_means(adjusted, place, verified), 0.0)
-    kept = _kept(*(np.bincount(rows.node, values**2, minlength=num_nodes) for values in (deviation, remaining)))
-    return Controlled(OutcomeSums(total, squares, *staying, *leaving, left[0], common, kept), np.where(verified, adjusted, np.nan))
+    counts = np.bincount(rows.node[verified], minlength=num_nodes)
+    kept = _kept(counts, *(np.bincount(rows.node, values**2, minlength=num_nodes) for values in (deviation, remaining)))
+    return Controlled(
+        OutcomeSums(total, squares, *staying, *leaving, left[0], common, kept), np.where(verified, adjusted, np.nan), kept[rows.node]
+    )
 
 
 def _row_slopes(
@@ -203,15 +213,19 @@ def _unselected(control: Float[np.ndarray, "row"], group: Int[np.ndarray, "row"]
     return control + _group_means(control, group, np.ones(len(control), dtype=bool)) - _group_means(control, group, verified)
 
 
-def _kept(before: Float[np.ndarray, "node"], after: Float[np.ndarray, "node"]) -> float:
+def _kept(
+    counts: Int[np.ndarray, "node"], before: Float[np.ndarray, "node"], after: Float[np.ndarray, "node"]
+) -> Float[np.ndarray, "node"]:
+    """Share of the sum of squares within a node's strata that is left."""
+    if before.sum() == 0:
+        return np.ones(len(before))
     known = before > 0
-    before, after, count = before[known], after[known], int(known.sum())
-    if count < 2:
-        return 1.0
-    gone = 1.0 - after.sum() / before.sum()
-    without = 1.0 - (after.sum() - after) / (before.sum() - before)
-    shrunk = gone * max(1.0 - (count - 1) * float(np.var(without)) / gone**2, 0.0) if gone else 0.0
-    return max(1.0 - shrunk, _LEAST_KEPT)
+    ratio, count, overall = after[known].sum() / before[known].sum(), int(known.sum()), 1.0
+    if count > 1 and ratio != 1.0:
+        without = (after[known].sum() - after[known]) / (before[known].sum() - before[known])
+        overall = 1.0 - (1.0 - ratio) * max(1.0 - (count - 1) * float(np.var(without)) / (1.0 - ratio) ** 2, 0.0)
+    worth = _WORTH * before.sum() / counts.sum()
+    return np.maximum((after + worth * overall) / (before + worth), _LEAST_KEPT)
 
 
 def added_squares(

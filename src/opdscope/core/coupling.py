@@ -70,7 +70,7 @@ def estimate_coupling(
     *,
     pairs: bool,
     across: bool,
-    kept: float = 1.0,
+    kept: Float[np.ndarray, "node"] | None = None,
 ) -> Coupling:
     r"""The correlations, from all nodes together.
 
@@ -80,7 +80,7 @@ def estimate_coupling(
             less than others: what they decide is the outcome.
         pairs: Whether continuations 2m and 2m + 1 of a stratum are an antithetic pair.
         across: Whether continuations of one index share their random numbers in all strata of a node.
-        kept: Share of an outcome's variance that controls leave; 1 without.
+        kept: Per node, share of an outcome's variance that controls leave; None: there are none.
 
     Returns:
         Zero where nothing is shared or nothing can be told.
@@ -109,9 +109,10 @@ def estimate_coupling(
     if not across:
         return Coupling(pair)
     shared, matched = np.zeros((2, len(outcomes)))
+    left = np.ones(len(outcomes)) if kept is None else kept
     for i, (own, weight) in enumerate(zip(outcomes, weights, strict=True)):
         units = _pair_means(own) if pairs else own
-        deviation = np.sqrt(_smoothed_variance(own, kept) * ((1.0 + pair) / 2.0 if pairs else 1.0))
+        deviation = np.sqrt(_smoothed_variance(own, float(left[i])) * ((1.0 + pair) / 2.0 if pairs else 1.0))
         for j in range(len(own)):
             for k in range(j + 1, len(own)):
                 both = ~np.isnan(units[j]) & ~np.isnan(units[k])

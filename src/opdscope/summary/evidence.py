@@ -51,11 +51,10 @@ def _controlled_counts(sums: OutcomeSums, outcomes: StratumOutcomes, links: Path
     """On which a posterior of counts rests: of the path's token those that arrive and those that leave, each with its own control."""
     found = sums.effective(outcomes)
     own = np.flatnonzero(links.next_node >= 0)
-    place = own, links.stratum[own]
     staying = sums.effective_staying(links.num_staying)
     leaving = sums.effective_leaving(outcomes.num_verified[np.arange(len(staying)), links.stratum] - links.num_staying)
     correct = found.num_correct.copy()
-    correct[place] = (staying + leaving)[own]
+    correct[own, links.stratum[own]] = (staying + leaving)[own]
     arrivals = replace(links, num_staying=links.num_staying / sums.kept, num_staying_correct=staying)
     return StratumOutcomes(correct, found.num_verified, found.terminal), arrivals
 
@@ -126,9 +125,9 @@ def read_controlled(
         node[own], stratum[own], outcome[own], linked[own], stays[own], control[own], before[own], after[own]
     )
     found = control_outcomes(continuations, len(rows), num_strata, fold)
-    outcomes = np.full(count, np.nan)
-    outcomes[own] = found.outcomes
-    return Controlled(found.sums, outcomes)
+    outcomes, kept = np.full(count, np.nan), np.ones(count)
+    outcomes[own], kept[own] = found.outcomes, found.kept
+    return Controlled(found.sums, outcomes, kept)
 
 
 def _agreeing(tokens: np.ndarray, path: tuple[int, ...]) -> int:

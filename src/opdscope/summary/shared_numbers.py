@@ -38,7 +38,10 @@ def read_coupling(tables: Mapping[str, pa.Table], config: Config, controlled: Co
     pushes = _pushes(tables)
     weights = [pushes.get(node_id, np.zeros(0)) for node_id in found]
     weights = [np.pad(own, (0, max(len(array) - len(own), 0)))[: len(array)] for own, array in zip(weights, outcomes, strict=True)]
-    kept = 1.0 if controlled is None else controlled.sums.kept
+    kept = None
+    if controlled is not None:
+        of_node = dict(zip((row["node_id"] for row in rows), controlled.kept.tolist(), strict=True))
+        kept = np.array([of_node[node_id] for node_id in found])
     return estimate_coupling(outcomes, weights, pairs=settings.antithetic, across=settings.common_random_numbers, kept=kept)
 
 
