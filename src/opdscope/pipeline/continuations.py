@@ -97,7 +97,7 @@ def _draw(experiment: Experiment, stage: str, prefix: str, branches: list[_Branc
 
     sizes = [(name, sum(len(branch.forced) for branch in unit)) for name, unit in zip(names, units, strict=True)]
     experiment.run_units(stage, "continuations", sizes, work)
-    if experiment.config.targeted.score_continuations:
+    if experiment.config.targeted.score_continuations and experiment.config.protocol == "default":
         score_continuations(experiment, f"{stage}, scored", sizes)
 
 
