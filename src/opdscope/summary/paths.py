@@ -53,6 +53,11 @@ def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     return found
 
 
+def list_lengths(column: pa.ChunkedArray) -> Int[np.ndarray, "row"]:
+    """Numbers of entries in the rows of a list column."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks)]).astype(np.int64)
+
+
 def _path(row: Mapping[str, Any]) -> _Path:
     return row["question_id"], row["rollout_index"]
 
