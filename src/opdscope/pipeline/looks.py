@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
-from opdscope.summary.looks import order_of, planned_looks
 from opdscope.store import Run
+from opdscope.summary.looks import Screening, order_of, planned_looks
 from opdscope.summary.paths import list_lengths
 from opdscope.summary.responses import READ, READ_FITTED
 
@@ -39,19 +39,20 @@ def looks(experiment: Experiment) -> Generator[Look]:
     if experiment.config.target.kind != "rank":
         yield Look(0, sizes[-1], "")
         return
+    seen: dict[tuple[int, int], Screening] = {}
     for index, (start, stop) in enumerate(zip((0, *sizes), sizes, strict=False)):
-        if index > 0 and not _goes_on(experiment, index, stop):
+        if index > 0 and not _goes_on(experiment, index, stop, seen):
             return
         yield Look(start, stop, f"{index:03d}-")
 
 
-def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
+def _goes_on(experiment: Experiment, index: int, stop: int, seen: dict[tuple[int, int], Screening]) -> bool:
     config, run = experiment.config, experiment.run
     sizes = planned_looks(config)
     tables = {name: run.table(name, columns) for name, columns in (READ_FITTED if config.analysis.fitted_values else READ).items()}
     spent = _measured_tokens(tables["rollouts"], sizes[index - 1])
     a_rollout = spent / sizes[index - 1]
-    order = order_of(tables, config)
+    order = order_of(tables, config, seen)
     if index == 1 and not run.has("forecasts", "rollouts"):
         foretold = (order.foretold if order is not None else sizes[-1]) * a_rollout
         run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
