@@ -77,7 +77,7 @@ def world(seed, teacher=(1.0,), repeats=REPEATS, linked=True, counts=COUNTS, sil
 
 def controlled(rows):
     num_nodes = int(rows.node.max()) + 1
-    return control_outcomes(rows, num_nodes, 2, (np.arange(num_nodes) // 2) % 10)
+    return control_outcomes(rows, np.tile(TRUTH, (num_nodes // 2, 1)), (np.arange(num_nodes) // 2) % 10)
 
 
 def measured(seed, teacher=(1.0,), linked=True):
@@ -199,7 +199,7 @@ def test_slopes_do_not_know_their_own_fold():
     rows, _, _ = world(7, repeats=40)
     fold = np.arange(80) // 2 % 4
     changed = replace(rows, outcome=np.where(fold[rows.node] == 2, 1.0 - rows.outcome, rows.outcome))
-    one, other = (control_outcomes(own, 80, 2, fold).outcomes for own in (rows, changed))
+    one, other = (control_outcomes(own, np.tile(TRUTH, (40, 1)), fold).outcomes for own in (rows, changed))
     same = fold[rows.node] == 2
     np.testing.assert_allclose((rows.outcome - one)[same], (changed.outcome - other)[same], atol=1e-12)
     assert not np.allclose((rows.outcome - one)[~same], (changed.outcome - other)[~same])

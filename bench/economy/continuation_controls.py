@@ -12,7 +12,7 @@ import opdscope
 from opdscope.config import Config
 from opdscope.core.controls import cross_fitted_slopes
 from opdscope.records import Outcome
-from opdscope.summary.evidence import read_evidence
+from opdscope.summary.foretelling import foretold_success, stratum_features
 from opdscope.summary.nodes import read_nodes
 from opdscope.summary.paths import list_arrays
 
@@ -23,7 +23,6 @@ _PER_STRATUM = 32
 def economy(num_questions: int) -> Section:
     """Variance of outcomes within strata, and what is left of it."""
     rows: list[list[Any]] = []
-    kept: list[str] = []
     for task, length in (("chain", 48), ("addition", 64)):
         teachers = [{"name": "teacher", "teacher_model_name_or_path": f"embedded:{task}-teacher"}]
         teachers += [{"name": name, "privileged_context": name} for name in ("solution", "answer")]
@@ -39,13 +38,11 @@ def economy(num_questions: int) -> Section:
             found = _Continuations(dict(run.tables()), run.config)
         rows += [[task, f"{name}'s log-odds", f"{len(found.deviations):,}", *found.economy([name])] for name in found.controls]
         rows.append([task, "all three", f"{len(found.deviations):,}", *found.economy(list(found.controls))])
-        kept.append(f"{found.kept:.0%} of an outcome's variance ({task})")
     text = (
         f"{num_questions} questions, weak students; the nodes that the pipeline draws, {_PER_STRATUM} continuations of every stratum. The control is "
         "the sum, over the tokens that a continuation drew, of a teacher's log-ratio less its mean under the student: zero on average whatever the "
         "teacher is. Slopes are fitted on other questions. *Economy*: by how much less outcomes vary within their strata, weighted by what a stratum "
-        "weighs in the strong teacher's natural gain. Scored by the pipeline (`targeted.score_continuations`), which asks all three: with what all "
-        f"nodes say, it estimates that they leave {' and '.join(kept)}."
+        "weighs in the strong teacher's natural gain. Scored by the pipeline (`targeted.score_continuations`), which asks all three."
     )
     return Section("Techniques: log-odds along continuations", text, ["task", "control", "continuations", "economy", "unweighted"], rows)
 
@@ -79,12 +76,13 @@ class _Continuations:
             self.controls[row["teacher"]][row_of[row["node_id"], row["stratum"], row["continuation_index"]]] = values.sum(dtype=np.float64)
         for control in self.controls.values():
             control -= (np.bincount(stratum, control) / np.bincount(stratum))[stratum]
-        sums = read_evidence(tables, nodes.rows, nodes.probs.shape[1], config).sums
-        self.kept = 1.0 if sums is None else float(np.mean(sums.kept))
-        """Share of an outcome's variance that the pipeline says is left, mean over nodes."""
+        counts = nodes.outcomes
+        features = stratum_features(tables["rollouts"], nodes.rows, nodes.probs, nodes.is_tail)
+        success = foretold_success(features, counts, np.unique([row["question_id"] for row in nodes.rows], return_inverse=True)[1])
+        self._room = (4.0 * success * (1.0 - success))[tuple(keys.T)]
 
     def economy(self, names: list[str]) -> list[str]:
         """By how much less the outcomes vary, as they weigh in a gain and as they are."""
-        columns = np.stack([self.controls[name] for name in names], axis=1)
+        columns = np.stack([self.controls[name] * scale for name in names for scale in (1.0, self._room)], axis=1)
         left = self.deviations - np.sum(cross_fitted_slopes(columns, self.deviations, self._fold) * columns, axis=1)
         return [f"{np.sum(w * self.deviations**2) / np.sum(w * left**2):.2f}×" for w in (self._weight, np.ones(len(left)))]

@@ -24,6 +24,7 @@ from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import World
 from opdscope.store import Run
 from opdscope.summary.evidence import Evidence
+from opdscope.summary.foretelling import foretold_success, stratum_features
 from opdscope.summary.nodes import NodeArrays, Posterior, evident_posterior, measure_nodes, node_posterior, padded, read_nodes
 from opdscope.summary.paths import path_steps, read_links
 
@@ -48,6 +49,7 @@ class Exact:
         self.index = {row["node_id"]: i for i, row in enumerate(self.nodes.rows)}
         self.success, self.sampled, self.cost = np.zeros(shape), np.zeros(shape, dtype=bool), np.ones(shape)
         self.fold = np.unique([row["question_id"] for row in self.nodes.rows], return_inverse=True)[1] % 10
+        self.features = stratum_features(self.tables["rollouts"], self.nodes.rows, self.nodes.probs, self.nodes.is_tail)
         self.starts: list[Start] = []
         self.following = world.next_states()
         self._look_up(world)
@@ -137,11 +139,13 @@ class Exact:
                 np.bincount(rows.node[rows.stays], weights, len(counts)).astype(np.int64) for weights in (None, rows.outcome[rows.stays])
             )
             links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
-        controlled = control_outcomes(rows, *shape, self.fold) if len(way.mix) else None
+        verdicts = StratumOutcomes(right, counts, self.nodes.outcomes.terminal)
+        foretold = foretold_success(self.features, verdicts, self.fold)
+        controlled = control_outcomes(rows, foretold, self.fold) if len(way.mix) else None
         sums = None if controlled is None else controlled.sums
         outcomes = rows.outcome if controlled is None else controlled.outcomes
         coupling = self._coupling(drawn, outcomes, None if sums is None else sums.kept) if way.pairs else None
-        return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), Evidence(links, coupling, sums)
+        return replace(self.nodes, outcomes=verdicts), Evidence(links, coupling, sums)
 
     def _coupling(self, drawn: Drawn, outcomes: np.ndarray, kept: np.ndarray | None) -> Coupling:
         """Of antithetic pairs."""

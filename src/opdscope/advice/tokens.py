@@ -12,8 +12,7 @@ from opdscope.config import Config
 from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm, natural_gain
 from opdscope.core.screening import screening_gain
 from opdscope.core.weighting import PartSums
-from opdscope.summary.evidence import read_evidence
-from opdscope.summary.nodes import padded, read_nodes
+from opdscope.summary.nodes import node_evidence, padded, read_nodes
 from opdscope.summary.paths import list_arrays
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 from opdscope.summary.weights import question_weights
@@ -171,7 +170,7 @@ def read_node_gains(tables: Mapping[str, pa.Table], teacher: str, objective: str
         if (row["teacher"], row["objective"]) == (teacher, objective)
     }
     own = np.array([i for i, row in enumerate(nodes.rows) if row["node_id"] in signals], dtype=np.int64)
-    success = read_evidence(tables, nodes.rows, nodes.probs.shape[1], config).success(nodes.probs, nodes.outcomes)
+    success = node_evidence(tables, nodes, config).success(nodes.probs, nodes.outcomes)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
     signal = padded([signals[nodes.rows[i]["node_id"]] for i in own], nodes.probs.shape[1])

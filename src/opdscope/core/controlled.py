@@ -122,21 +122,21 @@ class Controlled:
 
 
 def control_outcomes(
-    rows: ControlledContinuations, num_nodes: int, num_strata: int, fold: Int[np.ndarray, "node"], ridge: float = 10.0
+    rows: ControlledContinuations, success: Float[np.ndarray, "node stratum"], fold: Int[np.ndarray, "node"], ridge: float = 10.0
 ) -> Controlled:
     r"""Outcomes less their controls, with slopes learned from the continuations of other folds.
 
     Args:
         rows: All continuations.
-        num_nodes: How many nodes there are.
-        num_strata: How many strata the widest of them has.
+        success: Of each stratum as foretold without any continuation of the node's own fold, in [0, 1].
         fold: Of each node; nodes of one fold share nothing with the fit that is applied to them, so make it the question, or groups of them.
         ridge: As for :func:`opdscope.core.controls.cross_fitted_slopes`.
 
     Notes:
-        :math:`R' = R - \sum_t \beta_t C_t`. The slopes are independent of a question's continuations, so :math:`E R' = E R`. They are fitted to
-        what outcomes and controls differ by within a stratum. A control has mean zero over all continuations, which those with a verdict need not
-        have: what their means differ by is put back.
+        :math:`R' = R - \sum_t (\beta_t + \beta'_t\,4 \hat S (1 - \hat S)) C_t`: where nearly every continuation succeeds, or nearly none, there
+        is little luck to take out, and a control would only add its own. Slopes and foretold success are independent of a question's
+        continuations, so :math:`E R' = E R`. Slopes are fitted to what outcomes and controls differ by within a stratum. A control has mean zero
+        over all continuations, which those with a verdict need not have: what their means differ by is put back.
 
         `kept` of all nodes is the sum of squares within strata of R' over that of R, drawn towards 1 by as much of the difference as which nodes
         were drawn can explain: :math:`1 - \text{kept}` is multiplied by the positive part of
@@ -146,13 +146,16 @@ def control_outcomes(
     References:
         Owen (2013), Monte Carlo theory, methods and examples, section 8.9; James and Stein (1961), Estimation with quadratic loss.
     """
+    num_nodes, num_strata = success.shape
+    room = (4.0 * success * (1.0 - success))[rows.node, rows.stratum][:, None]
+    controls = [np.concatenate([own, room * own], axis=1) for own in (rows.control, rows.before, rows.after)]
     verified = ~np.isnan(rows.outcome)
     place = rows.node * num_strata + rows.stratum
     outcome = np.where(verified, rows.outcome, 0.0)
     deviation = np.where(verified, outcome - _group_means(outcome, place, verified), 0.0)
-    centred = rows.control - _group_means(rows.control, place, verified)
+    centred = controls[0] - _group_means(controls[0], place, verified)
     slopes = _row_slopes(np.where(verified[:, None], centred, 0.0), deviation, fold[rows.node], verified, ridge)
-    whole, before, after = (np.sum(slopes * own, axis=1) for own in (rows.control, rows.before, rows.after))
+    whole, before, after = (np.sum(slopes * own, axis=1) for own in controls)
     fate = np.where(rows.linked, np.where(rows.stays, 1, 2), 0)
     whole, before = (_unselected(own, place, verified) for own in (whole, before))
     after = _unselected(after, place * 3 + fate, verified)
@@ -182,12 +185,12 @@ def control_outcomes(
 
 
 def _row_slopes(
-    controls: Float[np.ndarray, "row teacher"],
+    controls: Float[np.ndarray, "row control"],
     values: Float[np.ndarray, "row"],
     fold: Int[np.ndarray, "row"],
     verified: Bool[np.ndarray, "row"],
     ridge: float,
-) -> Float[np.ndarray, "row teacher"]:
+) -> Float[np.ndarray, "row control"]:
     """Of every row, those without a verdict included."""
     found = np.zeros(controls.shape)
     found[verified] = cross_fitted_slopes(controls[verified], values[verified], fold[verified], ridge)

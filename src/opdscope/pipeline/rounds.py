@@ -20,8 +20,9 @@ from opdscope.core.alignment import gain_variance, natural_gain
 from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
 from opdscope.core.expansion import best_draws, drawing_variance
 from opdscope.core.success import StratumOutcomes, mean_success, success_noise
-from opdscope.records import TAIL, Outcome, Role, to_table
+from opdscope.records import TAIL, Outcome, to_table
 from opdscope.store import Run
+from opdscope.summary.foretelling import READ, response_lengths, stratum_features
 from opdscope.summary.nodes import padded, planned_counts
 from opdscope.summary.paths import list_lengths
 from opdscope.summary.split import class_weights, measure_split
@@ -292,15 +293,9 @@ class Rounds:
     @functools.cached_property
     def _cost(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of a continuation: what was left of the node's path, known before any is drawn."""
-        length = self._lengths
+        length = response_lengths(self._run.table("rollouts", READ))
         left = [max(length[row["question_id"], row["rollout_index"]] - row["position"] - 1, 1) for row in self._rows]
         return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
-
-    @functools.cached_property
-    def _lengths(self) -> dict[tuple[str, int], int]:
-        table = self._run.table("rollouts", ["question_id", "rollout_index", "token_ids"])
-        keys = zip(table["question_id"].to_pylist(), table["rollout_index"].to_pylist(), strict=True)
-        return dict(zip(keys, list_lengths(table["token_ids"]).tolist(), strict=True))
 
     @functools.cached_property
     def _variance(self) -> Float[np.ndarray, "node stratum"]:
@@ -309,7 +304,8 @@ class Rounds:
         pilot = self._pilot_outcomes()
         questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
         fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
-        success = cross_fitted_success(self._features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
+        features = stratum_features(self._run.table("rollouts", READ), self._rows, self._probs, self._is_tail)
+        success = cross_fitted_success(features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
         variance = np.zeros(self._probs.shape)
         variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
         return variance
@@ -325,24 +321,3 @@ class Rounds:
         np.add.at(verified, (nodes[use], strata[use]), 1)
         np.add.at(correct, (nodes[use], strata[use]), outcomes[use] == Outcome.CORRECT)
         return StratumOutcomes(correct, verified, np.full(correct.shape, np.nan))
-
-    @functools.cached_property
-    def _features(self) -> Float[np.ndarray, "node stratum feature"]:
-        """What is known of a stratum for nothing: where it lies, what became of its path, how often its question is answered."""
-        length, share = self._lengths, self._shares
-        depth = np.array([row["position"] / max(length[row["question_id"], row["rollout_index"]], 1) for row in self._rows])
-        outcome = np.array([1.0 if row["path_outcome"] == "correct" else -1.0 for row in self._rows])
-        node = [np.array([share[row["question_id"]] for row in self._rows]), outcome, depth, outcome * depth]
-        node += [np.array([row["entropy"] for row in self._rows])]
-        logprob = np.log(np.maximum(self._probs, 1e-6))
-        columns = [np.repeat(values[:, None], self._probs.shape[1], axis=1) for values in node]
-        return np.stack([*columns, logprob, logprob * outcome[:, None], self._is_tail.astype(np.float64)], axis=-1)
-
-    @functools.cached_property
-    def _shares(self) -> dict[str, float]:
-        """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
-        counts: dict[str, list[int]] = {}
-        for row in self._run.table("rollouts", ["question_id", "role", "outcome"]).to_pylist():
-            if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
-                counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
-        return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.backup import BackedUpSuccess, PathLinks, back_up, no_links
@@ -14,6 +14,7 @@ from opdscope.core.controlled import Controlled, ControlledContinuations, Outcom
 from opdscope.core.coupling import Coupling
 from opdscope.core.success import StratumOutcomes
 from opdscope.records import Outcome
+from opdscope.summary.foretelling import foretold_success, stratum_features
 from opdscope.summary.paths import list_arrays, path_steps, read_links
 from opdscope.summary.shared_numbers import read_coupling
 
@@ -59,7 +60,14 @@ def _controlled_counts(sums: OutcomeSums, outcomes: StratumOutcomes, links: Path
     return StratumOutcomes(correct, found.num_verified, found.terminal), arrivals
 
 
-def read_evidence(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]], num_strata: int, config: Config) -> Evidence:
+def read_evidence(
+    tables: Mapping[str, pa.Table],
+    rows: Sequence[Mapping[str, Any]],
+    probs: Float[np.ndarray, "node stratum"],
+    is_tail: np.ndarray,
+    outcomes: StratumOutcomes,
+    config: Config,
+) -> Evidence:
     """Of these nodes, backed up along paths unless the configuration says otherwise.
 
     Nodes of `protocol: paper` lie on several paths at once: nothing is backed up there, and their outcomes have no controls.
@@ -67,30 +75,33 @@ def read_evidence(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, An
     Args:
         tables: Every table of the run by name.
         rows: Rows of the nodes, those of a path in order of position.
-        num_strata: How many strata the widest of them has.
+        probs: Student probability of each of their strata.
+        is_tail: Boolean, node × stratum.
+        outcomes: Verdicts of their continuations.
         config: The run's configuration.
     """
     default = config.protocol == "default"
     links = read_links(tables, rows) if config.analysis.back_up and default else no_links(len(rows))
     if not (default and config.targeted.score_continuations and tables["continuation_scores"].num_rows):
         return Evidence(links, read_coupling(tables, config))
-    controlled = read_controlled(tables, rows, num_strata, links, config)
+    questions = {question_id: k for k, question_id in enumerate(dict.fromkeys(row["question_id"] for row in rows))}
+    fold = np.array([questions[row["question_id"]] % _FOLDS for row in rows], dtype=np.int64)
+    success = foretold_success(stratum_features(tables["rollouts"], rows, probs, is_tail), outcomes, fold)
+    controlled = _read_controlled(tables, rows, success, fold, links, config)
     return Evidence(links, read_coupling(tables, config, controlled), controlled.sums)
 
 
-def read_controlled(
-    tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]], num_strata: int, links: PathLinks, config: Config
+def _read_controlled(
+    tables: Mapping[str, pa.Table],
+    rows: Sequence[Mapping[str, Any]],
+    success: Float[np.ndarray, "node stratum"],
+    fold: Int[np.ndarray, "node"],
+    links: PathLinks,
+    config: Config,
 ) -> Controlled:
     """Outcomes of the stored continuations less their controls; those of other nodes than these are NaN.
 
     A continuation that is not scored yet, or not by a teacher, has a control of zero: which are scored depends on no outcome.
-
-    Args:
-        tables: Every table of the run by name.
-        rows: As for :func:`read_evidence`.
-        num_strata: Likewise.
-        links: Which strata lead on to other nodes.
-        config: The run's configuration.
     """
     teachers = [teacher.name for teacher in config.teachers if teacher.privileged_context not in NULL_CONTEXTS]
     index_of = {row["node_id"]: i for i, row in enumerate(rows)}
@@ -118,13 +129,11 @@ def read_controlled(
             after[k, t] = np.sum(rest, dtype=np.float64)
     verdicts = table["outcome"].to_pylist()
     outcome = np.array([np.nan if verdict == Outcome.UNVERIFIABLE else float(verdict == Outcome.CORRECT) for verdict in verdicts])
-    questions = {question_id: k for k, question_id in enumerate(dict.fromkeys(row["question_id"] for row in rows))}
-    fold = np.array([questions[row["question_id"]] % _FOLDS for row in rows], dtype=np.int64)
     own = node >= 0
     continuations = ControlledContinuations(
         node[own], stratum[own], outcome[own], linked[own], stays[own], control[own], before[own], after[own]
     )
-    found = control_outcomes(continuations, len(rows), num_strata, fold)
+    found = control_outcomes(continuations, success, fold)
     outcomes, kept = np.full(count, np.nan), np.ones(count)
     outcomes[own], kept[own] = found.outcomes, found.kept
     return Controlled(found.sums, outcomes, kept)

@@ -180,7 +180,12 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
 
     Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
     """
-    return evident_posterior(nodes, read_evidence(tables, nodes.rows, nodes.probs.shape[1], config), config)
+    return evident_posterior(nodes, node_evidence(tables, nodes, config), config)
+
+
+def node_evidence(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Evidence:
+    """How the outcomes of these nodes are to be read."""
+    return read_evidence(tables, nodes.rows, nodes.probs, nodes.is_tail, nodes.outcomes, config)
 
 
 def evident_posterior(nodes: NodeArrays, evidence: Evidence, config: Config) -> Posterior:

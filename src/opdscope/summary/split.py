@@ -11,8 +11,7 @@ from jaxtyping import Float
 from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.aggregation import Estimate, clustered_mean
 from opdscope.core.alignment import gain_variance, natural_gain
-from opdscope.summary.evidence import read_evidence
-from opdscope.summary.nodes import NodeArrays, padded, read_nodes
+from opdscope.summary.nodes import NodeArrays, node_evidence, padded, read_nodes
 from opdscope.summary.weights import node_weights
 
 HARDLY = 0.1
@@ -67,7 +66,7 @@ def measure_split(tables: Mapping[str, pa.Table], config: Config) -> list[Split]
     nodes = read_nodes(tables)
     if not nodes.rows:
         return []
-    success = read_evidence(tables, nodes.rows, nodes.probs.shape[1], config).success(nodes.probs, nodes.outcomes)
+    success = node_evidence(tables, nodes, config).success(nodes.probs, nodes.outcomes)
     index = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
     found: list[Split] = []
     for teacher in (t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS):
