@@ -44,10 +44,10 @@ class OutcomeSums:
     before: Float[np.ndarray, "node"]
     """The c of the path's own tokens up to the next node, which all that arrive have in common."""
     kept: Float[np.ndarray, "node"]
-    """Share of an outcome's variance within its stratum that is left; 1 without controls."""
+    """Share of an outcome's variance within its stratum that is left, at most 1; 1 without controls."""
 
     def effective(self, outcomes: StratumOutcomes) -> StratumOutcomes:
-        """Counts of plain outcomes that would tell as much, for what needs whole successes and failures.
+        """Counts of plain outcomes that would tell as much, for what needs whole successes and failures; where controls do not help, the plain ones.
 
         Example:
             >>> counts = StratumOutcomes(np.array([[3]]), np.array([[4]]), np.array([[np.nan]]))
@@ -58,15 +58,22 @@ class OutcomeSums:
             ([[6.0]], [[8.0]])
         """
         kept = self.kept[:, None]
-        return StratumOutcomes(_grains(self.total, outcomes.num_verified) / kept, outcomes.num_verified / kept, outcomes.terminal)
+        correct = np.where(kept < 1.0, _grains(self.total, outcomes.num_verified), outcomes.num_correct)
+        return StratumOutcomes(correct / kept, outcomes.num_verified / kept, outcomes.terminal)
 
-    def effective_staying(self, num_staying: Int[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
+    def effective_staying(self, correct: Int[np.ndarray, "node"], count: Int[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
         """Correct ones among those that arrive, on the scale of :meth:`effective`."""
-        return _grains(self.staying_total, num_staying) / self.kept
+        return np.where(self.kept < 1.0, _grains(self.staying_total, count), correct) / self.kept
 
-    def effective_leaving(self, num_leaving: Int[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
+    def effective_leaving(self, correct: Int[np.ndarray, "node"], count: Int[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
         """Correct ones among those that leave, on the scale of :meth:`effective`."""
-        return _grains(self.left_total, num_leaving) / self.kept
+        return np.where(self.kept < 1.0, _grains(self.left_total, count), correct) / self.kept
+
+    def variance_left(self, outcomes: StratumOutcomes) -> float:
+        """Sum of squares within strata of R' over that of R, all nodes together; NaN where outcomes do not differ at all."""
+        count = np.maximum(outcomes.num_verified, 1)
+        before = float(np.sum(outcomes.num_correct * (1.0 - outcomes.num_correct / count)))
+        return float(np.sum(self.squares - self.total**2 / count)) / before if before > 0 else float("nan")
 
 
 def _grains(total: Float[np.ndarray, "*batch"], most: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
@@ -141,7 +148,8 @@ def control_outcomes(
         `kept` of all nodes is the sum of squares within strata of R' over that of R, drawn towards 1 by as much of the difference as which nodes
         were drawn can explain: :math:`1 - \text{kept}` is multiplied by the positive part of
         :math:`1 - \operatorname{se}^2 / (1 - \text{kept})^2`, its standard error by the jackknife over nodes. That of one node is its own ratio
-        with so much of all nodes' added to both sums as ten outcomes are worth.
+        with so much of all nodes' added to both sums as ten outcomes are worth, and at most 1: what is added to a variance stands for outcomes
+        that were not seen, and a control adds none to these.
 
     References:
         Owen (2013), Monte Carlo theory, methods and examples, section 8.9; James and Stein (1961), Estimation with quadratic loss.
@@ -228,7 +236,7 @@ def _kept(
         without = (after[known].sum() - after[known]) / (before[known].sum() - before[known])
         overall = 1.0 - (1.0 - ratio) * max(1.0 - (count - 1) * float(np.var(without)) / (1.0 - ratio) ** 2, 0.0)
     worth = _WORTH * before.sum() / counts.sum()
-    return np.maximum((after + worth * overall) / (before + worth), _LEAST_KEPT)
+    return np.clip((after + worth * overall) / (before + worth), _LEAST_KEPT, 1.0)
 
 
 def added_squares(

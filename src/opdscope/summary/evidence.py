@@ -52,8 +52,13 @@ def _controlled_counts(sums: OutcomeSums, outcomes: StratumOutcomes, links: Path
     """On which a posterior of counts rests: of the path's token those that arrive and those that leave, each with its own control."""
     found = sums.effective(outcomes)
     own = np.flatnonzero(links.next_node >= 0)
-    staying = sums.effective_staying(links.num_staying)
-    leaving = sums.effective_leaving(outcomes.num_verified[np.arange(len(staying)), links.stratum] - links.num_staying)
+    through = np.arange(len(links.stratum)), links.stratum
+    staying = sums.effective_staying(links.num_staying_correct, links.num_staying)
+    left_correct, left = (
+        counts[through] - arrived
+        for counts, arrived in ((outcomes.num_correct, links.num_staying_correct), (outcomes.num_verified, links.num_staying))
+    )
+    leaving = sums.effective_leaving(left_correct, left)
     correct = found.num_correct.copy()
     correct[own, links.stratum[own]] = (staying + leaving)[own]
     arrivals = replace(links, num_staying=links.num_staying / sums.kept, num_staying_correct=staying)

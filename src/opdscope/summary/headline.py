@@ -198,7 +198,7 @@ def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures], posterior: Post
         "shared_random_numbers": None
         if coupling is None
         else {"across_candidates": coupling.across, "within_pair": coupling.pair, "economy": 1.0 / coupling.contrast},
-        "variance_left_by_controls": None if posterior.kept is None else float(np.mean(posterior.kept)),
+        "variance_left_by_controls": posterior.variance_left,
     }
 
 

@@ -173,8 +173,8 @@ class Posterior:
     """Of what is known of a node's strata, where candidates share random numbers; None: independent."""
     coupling: Coupling | None = None
     """How outcomes go together within a node; None where continuations share no random numbers."""
-    kept: Float[np.ndarray, "node"] | None = None
-    """Share of an outcome's variance that its controls leave; None where outcomes have none."""
+    variance_left: float | None = None
+    """Share of the variance of outcomes within strata that controls leave; None where outcomes have none."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -219,7 +219,7 @@ def evident_posterior(nodes: NodeArrays, evidence: Evidence, config: Config) -> 
     variance, spread = interval_variance(probs, nodes.outcomes, links, coupling, evidence.sums), _spread(nodes.logprobs, draws)
     return Posterior(
         success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected),
-        success.correlations, coupling, None if evidence.sums is None else evidence.sums.kept,
+        success.correlations, coupling, None if evidence.sums is None else evidence.sums.variance_left(nodes.outcomes),
     )  # fmt: skip
 
 
