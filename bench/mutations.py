@@ -495,6 +495,20 @@ MUTATIONS = (
         "core_controlled",
     ),
     Mutation(
+        "a control weighs as much where the outcome is foretold for certain",
+        "core/controlled.py",
+        "4.0 * success * (1.0 - success)",
+        "1.0 + 0.0 * success",
+        "core_controlled",
+    ),
+    Mutation(
+        "controlled outcomes count for fewer than they are worth",
+        "core/controlled.py",
+        "StratumOutcomes(correct / kept, outcomes.num_verified / kept,",
+        "StratumOutcomes(correct * kept, outcomes.num_verified * kept,",
+        "core_controlled",
+    ),
+    Mutation(
         "positions of a continuation are those of its whole response",
         "pipeline/scores.py",
         "tuple(position - read for position in response.positions)",

@@ -204,3 +204,33 @@ def test_slopes_do_not_know_their_own_fold():
     same = fold[rows.node] == 2
     np.testing.assert_allclose((rows.outcome - one)[same], (changed.outcome - other)[same], atol=1e-12)
     assert not np.allclose((rows.outcome - one)[~same], (changed.outcome - other)[~same])
+
+
+def test_where_an_outcome_is_foretold_for_certain_a_control_adds_no_noise():
+    source, count = np.random.default_rng(8), 200
+    luck = source.normal(size=(2 * count, 10))
+    right = np.where(np.arange(2 * count)[:, None] < count, luck + source.normal(size=luck.shape) > 0, 1.0)
+    node = np.repeat(np.arange(2 * count), 10)
+    flat, no = luck.reshape(-1, 1), np.zeros(len(node), dtype=bool)
+    rows = ControlledContinuations(node, np.zeros_like(node), right.ravel().astype(float), no, no, flat, flat, flat)
+    success = np.where(np.arange(2 * count) < count, 0.5, 1.0)[:, None]
+    found = control_outcomes(rows, success, np.arange(2 * count) % 10).outcomes.reshape(2 * count, 10).var(axis=1)
+    open_ones, certain = found[:count].mean(), found[count:].mean()
+    # the best slope is the covariance of luck and outcome, 1 / sqrt(4 pi), which leaves 1/4 - 1 / (4 pi) of the variance; nine tenths with ten outcomes
+    assert abs(open_ones - 0.9 * (0.25 - 1 / (4 * np.pi))) < 0.01
+    assert certain < 0.1 * 0.9 / (4 * np.pi)
+    # one slope for all would have to choose between the two
+    alike = control_outcomes(rows, np.full_like(success, 0.5), np.arange(2 * count) % 10).outcomes.reshape(2 * count, 10).var(axis=1)
+    assert alike.mean() > found.mean() + 0.01
+
+
+def test_counts_for_posteriors_are_worth_as_much_as_the_outcomes_less_their_controls():
+    rows, outcomes, _ = world(9, linked=False, counts=6 * COUNTS, repeats=500)
+    sums = controlled(rows).sums
+    found = sums.effective(outcomes)
+    share, size = found.num_correct / found.num_verified, found.num_verified
+    truth = np.tile(TRUTH, (500, 1))
+    # the mean of so many independent outcomes would be as far from the truth, up to what a variance of 2,000 numbers is uncertain by, twice
+    np.testing.assert_allclose(np.mean((share - truth) ** 2), np.mean(truth * (1 - truth) / size), rtol=8 * np.sqrt(2 / 2000))
+    plain = sums.kept == 1.0
+    np.testing.assert_array_equal(found.num_correct[plain], outcomes.num_correct[plain])
