@@ -216,7 +216,7 @@ def test_where_an_outcome_is_foretold_for_certain_a_control_adds_no_noise():
     success = np.where(np.arange(2 * count) < count, 0.5, 1.0)[:, None]
     found = control_outcomes(rows, success, np.arange(2 * count) % 10).outcomes.reshape(2 * count, 10).var(axis=1)
     open_ones, certain = found[:count].mean(), found[count:].mean()
-    # the best slope is the covariance of luck and outcome, 1 / sqrt(4 pi), which leaves 1/4 - 1 / (4 pi) of the variance; nine tenths with ten outcomes
+    # ten outcomes show nine tenths; the best slope is the covariance, 1 / sqrt(4 pi), which leaves 1/4 - 1 / (4 pi) of the variance
     assert abs(open_ones - 0.9 * (0.25 - 1 / (4 * np.pi))) < 0.01
     assert certain < 0.1 * 0.9 / (4 * np.pi)
     # one slope for all would have to choose between the two
