@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,13 @@ from opdscope.core.alignment import (
     natural_gain,
     teacher_advantage,
 )
-from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance, no_links
+from opdscope.core.backup import backed_up_posterior, interval_variance
 from opdscope.core.coupling import Coupling
 from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, mean_success, posterior_success, success_prior
 from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
 from opdscope.records import TAIL, Outcome
-from opdscope.summary.paths import read_links
-from opdscope.summary.shared_numbers import read_coupling
+from opdscope.summary.evidence import Evidence, read_evidence
 from opdscope.summary.weights import drawn_nodes, node_weights
 
 PATHS = ("all", "correct", "incorrect")
@@ -174,6 +173,8 @@ class Posterior:
     """Of what is known of a node's strata, where candidates share random numbers; None: independent."""
     coupling: Coupling | None = None
     """How outcomes go together within a node; None where continuations share no random numbers."""
+    variance_left: float | None = None
+    """Share of the variance of outcomes within strata that controls leave; None where outcomes have none."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -181,26 +182,24 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
 
     Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
     """
-    backs_up = config.analysis.back_up and config.protocol == "default"
-    links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
-    return linked_posterior(nodes, links, config, read_coupling(tables, config))
+    return evident_posterior(nodes, node_evidence(tables, nodes, config), config)
 
 
-def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config, coupling: Coupling | None = None) -> Posterior:
-    """Success of every stratum of every node, backed up along these links; each node's draws have their own seed.
+def node_evidence(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Evidence:
+    """How the outcomes of these nodes are to be read."""
+    return read_evidence(tables, nodes.rows, nodes.probs, nodes.is_tail, nodes.outcomes, config)
 
-    Draws are of what differs between candidates: with a coupling they rest on as many continuations as would tell as much of that.
+
+def evident_posterior(nodes: NodeArrays, evidence: Evidence, config: Config) -> Posterior:
+    """Success of every stratum of every node as the evidence has it; each node's draws have their own seed.
+
+    Draws are of what differs between candidates: where random numbers are shared, or outcomes have controls, they rest on as many continuations
+    as would tell as much of that.
     """
     probs, num_draws = nodes.probs, config.analysis.num_draws
-    success = back_up(probs, nodes.outcomes, links, coupling)
-    outcomes, arrivals = nodes.outcomes, links
-    if coupling is not None:
-        outcomes = coupling.effective(outcomes)
-        arrivals = replace(
-            links,
-            num_staying=links.num_staying / coupling.contrast,
-            num_staying_correct=links.num_staying_correct / coupling.contrast,
-        )
+    links, coupling = evidence.links, evidence.coupling
+    success = evidence.success(probs, nodes.outcomes)
+    outcomes, arrivals = evidence.effective(nodes.outcomes)
     sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
     count = len(nodes.rows)
     centres, strengths, differs = np.empty((num_draws, count)), np.empty((num_draws, count)), np.empty(count)
@@ -217,10 +216,10 @@ def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config, coupli
     draws = backed_up_posterior(probs, outcomes, arrivals, centres, strengths, sources)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
-    variance, spread = interval_variance(probs, nodes.outcomes, links, coupling), _spread(nodes.logprobs, draws)
+    variance, spread = interval_variance(probs, nodes.outcomes, links, coupling, evidence.sums), _spread(nodes.logprobs, draws)
     return Posterior(
         success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected),
-        success.correlations, coupling,
+        success.correlations, coupling, None if evidence.sums is None else evidence.sums.variance_left(nodes.outcomes),
     )  # fmt: skip
 
 
