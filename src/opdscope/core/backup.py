@@ -22,6 +22,9 @@ from opdscope.core.coupling import Coupling
 from opdscope.core.success import StratumOutcomes, fill_unsampled, posterior_success
 from opdscope.errors import ShapeError
 
+_ITERATIONS = 40
+"""Of a fixed point whose error at least halves with each."""
+
 
 @dataclass(frozen=True)
 class PathLinks:
@@ -210,6 +213,42 @@ def interval_variance(
     count, known = outcomes.num_verified, ~np.isnan(outcomes.terminal)
     _, variance, _ = _backed_up(student_probs, outcomes, links, 1, coupling, sums)
     return np.where((count > 0) | known, variance, 1.0 / 12.0)
+
+
+def backed_up_outcomes(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> StratumOutcomes:
+    r"""Counts of independent continuations that would tell as much of each stratum as its own and those of later nodes do.
+
+    Args:
+        student_probs: Student probability of each stratum, summing to one.
+        outcomes: Verdicts of each node's own continuations.
+        links: Which strata lead on to other nodes.
+
+    Returns:
+        The outcomes as they are, but for the strata that lead on: there n and c solve :math:`c = n \bar S` with the backed-up success and
+        :math:`\tilde S (1 - \tilde S) / n = v` with :math:`\tilde S = (c + 1) / (n + 2)` and the variance of :func:`interval_variance`.
+
+    Raises:
+        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
+
+    Example:
+        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
+        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
+        >>> backed_up_outcomes(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links).num_verified.round(1).tolist()
+        [[10.4, 4.0], [8.0, 8.0]]
+    """
+    _check_shapes(student_probs, outcomes, links)
+    rows = np.flatnonzero(_linked(student_probs, outcomes, links))
+    place = rows, links.stratum[rows]
+    mean = np.clip(back_up(student_probs, outcomes, links).mean[place], 0.0, 1.0)
+    variance = np.maximum(interval_variance(student_probs, outcomes, links)[place], 1e-9)
+    count = np.maximum(outcomes.num_verified[place].astype(np.float64), 1.0)
+    for _ in range(_ITERATIONS):
+        share = (count * mean + 1.0) / (count + 2.0)
+        # the step alone would overshoot; the geometric mean halves its error
+        count = np.sqrt(count * share * (1.0 - share) / variance)
+    verified, correct = (values.astype(np.float64) for values in (outcomes.num_verified, outcomes.num_correct))
+    verified[place], correct[place] = count, count * mean
+    return StratumOutcomes(correct, verified, outcomes.terminal)
 
 
 def backed_up_posterior(
