@@ -23,8 +23,8 @@ def shortest_interval(draws: Float[np.ndarray, "draw node"], confidence: float) 
         Hyndman (1996), Computing and graphing highest density regions.
 
     Example:
-        >>> shortest_interval(np.linspace(-1.0, 1.0, 201)[:, None] ** 3, 0.5).round(2).tolist()
-        [[0.0, -0.12, 0.12]]
+        >>> shortest_interval(np.linspace(-1.0, 1.0, 201)[:, None] ** 3, 0.5).round(1).tolist()
+        [[0.0, -0.1, 0.1]]
     """
     num_draws = len(draws)
     defined = np.sum(~np.isnan(draws), axis=0)
