@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm, natural_gain
-from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance
+from opdscope.core.backup import PathLinks, back_up, backed_up_outcomes, backed_up_posterior, interval_variance
 from opdscope.core.sampling import allocate_continuations
 from opdscope.core.success import (
     StratumOutcomes,
@@ -326,3 +326,15 @@ def test_an_interval_imagines_none_to_leave_where_every_continuation_arrives():
     assert variance(0.9, 5) > 0.0  # that all five arrived was chance
     # none arrives: as without a link
     np.testing.assert_allclose(variance(0.0, 0), 4 / 7 * 3 / 7 / 5, rtol=1e-12)
+
+
+def test_backed_up_counts_tell_as_much_as_the_backed_up_variance_says():
+    probs, outcomes, links = linked([[4, 0], [3, 1]], [[6, 4], [4, 4]], 4, 3)
+    told = backed_up_outcomes(probs, outcomes, links)
+    count, correct = told.num_verified[0, 0], told.num_correct[0, 0]
+    assert correct / count == pytest.approx(back_up(probs, outcomes, links).mean[0, 0], rel=1e-9)
+    share = (correct + 1) / (count + 2)
+    # forty steps that at least halve the error
+    assert share * (1 - share) / count == pytest.approx(interval_variance(probs, outcomes, links)[0, 0], rel=1e-9)
+    for found, seen in ((told.num_verified, outcomes.num_verified), (told.num_correct, outcomes.num_correct)):
+        np.testing.assert_array_equal(found[[0, 1, 1], [1, 0, 1]], seen[[0, 1, 1], [1, 0, 1]])

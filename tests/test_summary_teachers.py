@@ -116,10 +116,7 @@ def test_targeted_totals_weigh_nodes_and_paths_by_their_inclusion() -> None:
         np.zeros((1, 3, 2)),
         ones,
         ones,
-        np.arange(0),
-        np.zeros((1, 0, 2)),
-        np.zeros((1, 3)),
-        np.zeros((1, 0)),
+        outcomes,
     )
     correct, incorrect = 1.0 / 0.5 + 2.0 / 0.1, 3.0 / 0.2
     found = {paths: summarize_targeted(measures, np.zeros(3), nodes, posterior, paths, CONFIG) for paths in ("all", "correct", "incorrect")}
@@ -143,6 +140,6 @@ def test_the_interval_of_a_mean_score_holds_whatever_the_nodes_leave_open() -> N
     measures = NodeMeasures("good", OBJECTIVE, np.arange(count), score, score, score, score, score, ones, ones, ones)
     differs = np.full(count, 0.5)  # with chance a half the cosine counts as zero: the lower end is half of .2
     nothing = np.zeros((count, 2)), np.zeros((count, 2)), np.zeros((1, count, 2))
-    posterior = Posterior(*nothing, ones, differs, np.arange(0), np.zeros((1, 0, 2)), np.zeros((1, count)), np.zeros((1, 0)))
+    posterior = Posterior(*nothing, ones, differs, outcomes)
     found = summarize_targeted(measures, np.zeros(count), nodes, posterior, "all", CONFIG).mean_score
     assert (found.low, found.value, found.high) == pytest.approx((0.1, 0.15, 0.8), rel=1e-12)

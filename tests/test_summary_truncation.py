@@ -40,7 +40,7 @@ def made(probs: list[float], teacher: list[float], success: list[float], has_tai
     nodes = NodeArrays(rows, np.tile(p, (count, 1)), np.tile(p**2, (count, 1)), tail, outcomes)
     mean = np.array(success) + np.linspace(-0.01, 0.01, count)[:, None] * np.arange(len(p))
     empty = np.zeros(0)
-    posterior = Posterior(mean, mean, empty, empty, empty, empty, empty, empty, empty)
+    posterior = Posterior(mean, mean, empty, empty, empty, outcomes)
     signals = [
         {
             "node_id": f"n{i}",

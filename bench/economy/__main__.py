@@ -51,7 +51,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],
-    "continuation-controls": lambda: [continuation_controls.economy(32)],
+    "continuation-controls": lambda: [continuation_controls.economy(16)],
     "shared-numbers": lambda: [shared_numbers.effects(8)],
     "shared-coverage": lambda: [shared_numbers.coverage(12, 8)],
     **{f"forecasts-{name}": lambda name=name: [ranking.forecasts(name)] for name in WORLDS},

@@ -18,6 +18,9 @@ from opdscope.core.allocation import allocate_tokens
 from opdscope.pipeline import looks
 from opdscope.pipeline.rounds import Rounds
 
+_RUNS = 7
+"""Of each target: on a busy machine one run says little."""
+
 CHAIN: dict[str, Any] = {
     "student": {"model_name_or_path": "embedded:chain-student-weak"},
     "teachers": [
@@ -82,24 +85,31 @@ def deciding() -> Iterator[list[float]]:
         yield seconds
 
 
+def _one_share(name: str, target: dict[str, Any]) -> tuple[int, float, float]:
+    """Tokens of a run, and its seconds of generating and of deciding."""
+    with tempfile.TemporaryDirectory() as folder:
+        with deciding() as seconds:
+            run = opdscope.diagnose({**CHAIN, "target": target}, run_dir=Path(folder) / "run")
+        stages = ("rollouts", "screening") if name == "rank" else ("pilot", "continuations")
+        took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(stages))
+        tokens = sum(entry["num_tokens"] for entry in run.times() if entry["stage"].startswith(stages[-1:] if name == "rank" else stages))
+    return tokens, took, sum(seconds)
+
+
 def share() -> Section:
     """Of a real transformer's diagnosis: what deciding takes beside what generating takes."""
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
     targets: dict[str, dict[str, Any]] = {"rank": {"kind": "rank"}, "map": {"kind": "map", "width": 0.2}}
     for name, target in targets.items():
-        with tempfile.TemporaryDirectory() as folder:
-            with deciding() as seconds:
-                run = opdscope.diagnose({**CHAIN, "target": target}, run_dir=Path(folder) / "run")
-            stages = ("rollouts", "screening") if name == "rank" else ("pilot", "continuations")
-            took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(stages))
-            tokens = sum(
-                entry["num_tokens"] for entry in run.times() if entry["stage"].startswith(stages[-1:] if name == "rank" else stages)
-            )
-        rows.append([name, f"{tokens:,}", f"{took:.1f}", f"{sum(seconds):.2f}", f"{sum(seconds) / took:.1%}"])
-        checks.append((f"{name}: deciding takes under 2 % of the time of generating and scoring", sum(seconds) < 0.02 * took))
+        found = [_one_share(name, target) for _ in range(_RUNS)]
+        middle = sorted(found, key=lambda one: one[2] / one[1])[_RUNS // 2]
+        tokens, took, decided = middle
+        rows.append([name, f"{tokens:,}", f"{took:.2f}", f"{decided:.3f}", f"{decided / took:.1%}"])
+        checks.append((f"{name}: deciding takes under 2 % of the time of generating and scoring", decided < 0.02 * took))
     text = (
         "The embedded chain transformer, 8 questions; wall-clock seconds of generating (and scoring, for `rank`), and of all decisions, reading the "
-        "run directory included. Deciding does not grow with the model: on a model a thousand times as large its share is a thousand times smaller."
+        f"run directory included; of {_RUNS} runs the one in the middle by its share. Deciding does not grow with the model: on a model a thousand "
+        "times as large its share is a thousand times smaller."
     )
     return Section("The allocator: share of a real run", text, ["target", "tokens", "generating, s", "deciding, s", "share"], rows, checks)

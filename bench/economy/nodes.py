@@ -2,26 +2,31 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from continuing import Drawn, Start, continue_from
 from page import Section
 from ranking import config
-from worlds import REAL, TASKS, WORLDS
+from worlds import REAL, TASKS, WORLDS, question
 
 import opdscope
 from opdscope.config import Config, load_config
 from opdscope.core.alignment import alignment_score, natural_gain
 from opdscope.core.allocation import allocate_tokens, target_weights
-from opdscope.core.backup import PathLinks, no_links
+from opdscope.core.backup import no_links
+from opdscope.core.controlled import control_outcomes
+from opdscope.core.coupling import Coupling, estimate_coupling
 from opdscope.core.randomness import generator
 from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import World
 from opdscope.store import Run
-from opdscope.summary.nodes import NodeArrays, Posterior, linked_posterior, measure_nodes, node_posterior, padded, read_nodes
-from opdscope.summary.paths import read_links
+from opdscope.summary.evidence import Evidence
+from opdscope.summary.foretelling import foretold_success, stratum_features
+from opdscope.summary.nodes import NodeArrays, Posterior, evident_posterior, measure_nodes, node_posterior, padded, read_nodes
+from opdscope.summary.paths import path_steps, read_links
 
 PER_CANDIDATE = 32
 """Continuations a candidate of the uniform allocation, (a)."""
@@ -43,6 +48,10 @@ class Exact:
         shape = self.nodes.probs.shape
         self.index = {row["node_id"]: i for i, row in enumerate(self.nodes.rows)}
         self.success, self.sampled, self.cost = np.zeros(shape), np.zeros(shape, dtype=bool), np.ones(shape)
+        self.fold = np.unique([row["question_id"] for row in self.nodes.rows], return_inverse=True)[1] % 10
+        self.features = stratum_features(self.tables["rollouts"], self.nodes.rows, self.nodes.probs, self.nodes.is_tail)
+        self.starts: list[Start] = []
+        self.following = world.next_states()
         self._look_up(world)
         self.signals, self.gradients = np.zeros((2, len(REAL), *shape))
         self.spread, self.norm = np.zeros((2, len(REAL), shape[0]))
@@ -55,9 +64,8 @@ class Exact:
 
     def _look_up(self, world: World) -> None:
         paths = {(r["question_id"], r["rollout_index"]): r["token_ids"] for r in self.tables["rollouts"].to_pylist()}
-        following, order = world.next_states(), self.tables["questions"]["question_id"].to_pylist()
-        students = {q: np.exp(world.student(k)) for k, q in enumerate(order)}
-        successes = {q: world.success(k) for k, q in enumerate(order)}
+        order, steps = self.tables["questions"]["question_id"].to_pylist(), path_steps(self.tables, self.nodes.rows)
+        questions = {q: question(world, k) for k, q in enumerate(order)}
         rows: dict[int, list[Any]] = {}
         for row in self.tables["strata"].to_pylist():
             rows.setdefault(self.index[row["node_id"]], []).append(row)
@@ -65,9 +73,12 @@ class Exact:
             q, t, tokens = node["question_id"], node["position"], paths[node["question_id"], node["rollout_index"]]
             state = 0
             for position in range(t):
-                state = following[position, state, tokens[position]]
-            own, tail = successes[q][t, state], students[q][t, state].copy()
+                state = self.following[position, state, tokens[position]]
+            own, tail = questions[q].success[t, state], np.exp(questions[q].student[t, state])
+            single = np.eye(len(tail))
             tail[[row["token_id"] for row in rows[i] if row["token_id"] >= 0]] = 0.0
+            shares = [single[row["token_id"]] if row["token_id"] >= 0 else tail for row in rows[i]]
+            self.starts.append(Start(questions[q], t, state, shares, np.array(steps[i], dtype=np.int64)))
             for row in rows[i]:
                 k = row["stratum"]
                 self.success[i, k] = own[row["token_id"]] if row["token_id"] >= 0 else np.sum(tail * own) / max(tail.sum(), 1e-300)
@@ -116,20 +127,33 @@ class Exact:
         flat = [array.ravel() for array in (weights, variance, first, self.cost)]
         return first + allocate_tokens(*flat, left).reshape(first.shape)
 
-    def drawn(self, counts: np.ndarray, source: np.random.Generator) -> tuple[NodeArrays, PathLinks]:
-        """The nodes with fresh outcomes: given counts, verdicts are binomial, and so is how many continuations stay on the path."""
+    def drawn(self, counts: np.ndarray, source: np.random.Generator, way: "Way") -> tuple[NodeArrays, Evidence]:
+        """The nodes with fresh continuations, so many of each stratum."""
         counts = np.where(self.sampled, counts, 0)
-        right = source.binomial(counts, np.clip(self.success, 0.0, 1.0))
-        staying, staying_right = np.zeros((2, len(counts)), dtype=np.int64)
-        for i in np.flatnonzero((self.links.next_node >= 0) & (counts[np.arange(len(counts)), self.links.stratum] > 0)):
-            y, j, chance = self.links.stratum[i], self.links.next_node[i], float(self.links.stay_prob[i])
-            value = float(np.sum(self.nodes.probs[j] * self.success[j]) / np.sum(self.nodes.probs[j]))
-            elsewhere = (self.success[i, y] - chance * value) / (1 - chance) if chance < 1 else 0.0
-            staying[i] = source.binomial(counts[i, y], chance)
-            staying_right[i] = source.binomial(staying[i], np.clip(value, 0.0, 1.0))
-            right[i, y] = staying_right[i] + source.binomial(counts[i, y] - staying[i], np.clip(elsewhere, 0.0, 1.0))
-        links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
-        return replace(self.nodes, outcomes=StratumOutcomes(right, counts, self.nodes.outcomes.terminal)), links
+        drawn = continue_from(self.starts, self.links, counts, self.following, way.mix, source, way.pairs)
+        rows, shape = drawn.rows, counts.shape
+        right, links = np.zeros(shape, dtype=np.int64), no_links(len(counts))
+        np.add.at(right, (rows.node, rows.stratum), rows.outcome.astype(np.int64))
+        if way.back_up:
+            staying, staying_right = (
+                np.bincount(rows.node[rows.stays], weights, len(counts)).astype(np.int64) for weights in (None, rows.outcome[rows.stays])
+            )
+            links = replace(self.links, num_staying=staying, num_staying_correct=staying_right)
+        verdicts = StratumOutcomes(right, counts, self.nodes.outcomes.terminal)
+        foretold = foretold_success(self.features, verdicts, self.fold)
+        controlled = control_outcomes(rows, foretold, self.fold) if len(way.mix) else None
+        sums = None if controlled is None else controlled.sums
+        outcomes = rows.outcome if controlled is None else controlled.outcomes
+        coupling = self._coupling(drawn, outcomes, None if sums is None else sums.kept) if way.pairs else None
+        return replace(self.nodes, outcomes=verdicts), Evidence(links, coupling, sums)
+
+    def _coupling(self, drawn: Drawn, outcomes: np.ndarray, kept: np.ndarray | None) -> Coupling:
+        """Of antithetic pairs."""
+        rows = drawn.rows
+        arrays = np.full((*self.success.shape, int(drawn.index.max()) + 1), np.nan)
+        arrays[rows.node, rows.stratum, drawn.index] = outcomes
+        weights = np.ones(self.success.shape)
+        return estimate_coupling(list(arrays), list(weights), pairs=True, across=False, kept=kept)
 
 
 def _plug_in(nodes: NodeArrays) -> np.ndarray:
@@ -142,11 +166,10 @@ def _plug_in(nodes: NodeArrays) -> np.ndarray:
     return np.where(unseen, centre[:, None], known)
 
 
-def _estimates(exact: Exact, drawn: tuple[NodeArrays, PathLinks], back_up: bool) -> tuple[np.ndarray, np.ndarray]:
+def _estimates(exact: Exact, drawn: tuple[NodeArrays, Evidence]) -> tuple[np.ndarray, np.ndarray]:
     """Teacher × node: scores, gains per deviation of the signal (each with its interval), as `node_scores` gives them."""
-    nodes, links = drawn
-    posterior = linked_posterior(nodes, links if back_up else no_links(len(nodes.rows)), _settings(exact))
-    return _by_teacher(exact, nodes, posterior)
+    nodes, evidence = drawn
+    return _by_teacher(exact, nodes, evident_posterior(nodes, evidence, _settings(exact)))
 
 
 def measured(exact: Exact) -> tuple[np.ndarray, np.ndarray]:
@@ -181,29 +204,60 @@ def made(name: str, num_questions: int) -> Exact:
         return Exact(run, WORLDS[name])
 
 
+_NONE, _ALL = np.zeros((0, len(REAL))), np.eye(len(REAL))
+_NOISY = np.array([[float(name in ("weak", "random")) for name in REAL]])
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is switched on."""
+
+    name: str
+    """In the table."""
+    back_up: bool = False
+    """Along paths."""
+    allocated: bool = True
+    """By probabilities and signals, or the same number at every candidate."""
+    known: bool = False
+    """Allocated with the exact variances."""
+    pairs: bool = False
+    """Antithetic."""
+    mix: np.ndarray = field(default_factory=_NONE.copy)
+    """Controls, as mixtures of the teachers' log-ratios: control × teacher."""
+
+
+BACKED_UP = Way("+ backing up along paths", back_up=True)
+NOISY = Way("+ control variate and antithetic pairs: the weak teacher with noise", back_up=True, mix=_NOISY, pairs=True)
+ALL_ON = Way("+ control variates and antithetic pairs: all six teachers", back_up=True, mix=_ALL, pairs=True)
+CHECKED = (BACKED_UP, NOISY, ALL_ON)
 WAYS = (
-    "the same, with posterior and prior",
-    "+ allocation by probabilities and signals",
-    "+ backing up along paths",
-    "bound: + exact variances known",
+    Way("the same, with posterior and prior", allocated=False),
+    Way("+ allocation by probabilities and signals"),
+    BACKED_UP,
+    Way("bound without controls: + exact variances known", back_up=True, known=True),
+    Way("backed up, + antithetic pairs", back_up=True, pairs=True),
+    Way("backed up, + control variate: the weak teacher with noise", back_up=True, mix=_NOISY),
+    NOISY,
+    Way("backed up, + control variates: all six teachers", back_up=True, mix=_ALL),
+    ALL_ON,
 )
 
 
-def _counts(exact: Exact, way: str, part: float) -> np.ndarray:
+def _counts(exact: Exact, way: Way, part: float) -> np.ndarray:
     """Continuations of each stratum for this part of the tokens of (a)."""
-    if way == WAYS[0]:
+    if not way.allocated:
         return np.where(exact.sampled, max(2, round(PER_CANDIDATE * part)), 0)
-    if way == WAYS[3]:
+    if way.known:
         return exact.allocated(np.maximum(exact.success * (1 - exact.success), 1e-6), part * exact.budget, 1)
     return exact.allocated(np.full(exact.success.shape, 0.25), part * exact.budget, 2)
 
 
-def _curve(exact: Exact, way: str, source: np.random.Generator) -> np.ndarray:
+def _curve(exact: Exact, way: Way, source: np.random.Generator) -> np.ndarray:
     """Tokens, error of gains and error of scores at each budget."""
     found: list[list[float]] = []
     for part in FRACTIONS:
         counts = _counts(exact, way, part)
-        scores, gains = _estimates(exact, exact.drawn(counts, source), back_up=way in WAYS[2:])
+        scores, gains = _estimates(exact, exact.drawn(counts, source, way))
         found.append([exact.tokens(counts), *exact.errors(gains[..., 0], scores[..., 0])])
     return np.array(found)
 
@@ -215,24 +269,32 @@ def economy(exacts: dict[str, Exact], repetitions: int) -> Section:
     for name, exact in exacts.items():
         uniform, base = np.where(exact.sampled, PER_CANDIDATE, 0), np.zeros(2)
         for k in range(4 * repetitions):
-            success = _plug_in(exact.drawn(uniform, generator("economy", "uniform", name, k))[0])
+            success = _plug_in(exact.drawn(uniform, generator("economy", "uniform", name, k), Way(""))[0])
             base += np.array(exact.errors(exact.gains(success), exact.scores(success))) / (4 * repetitions)
         numbers = [f"{base[0]:.1e}", "1.0×", f"{base[1]:.1e}", "1.0×"]
         rows.append([name, "(a) the same number at every candidate, plug-in", *numbers])
         for way in WAYS:
             curve = np.mean([_curve(exact, way, generator("economy", "nodes", name, k)) for k in range(repetitions)], axis=0)
             ratios = [_ratio(curve[:, 0], curve[:, i + 1], base[i], exact.budget) for i in range(2)]
-            rows.append([name, way, f"{curve[-1, 1]:.1e}", ratios[0], f"{curve[-1, 2]:.1e}", ratios[1]])
-            if way == WAYS[2]:
+            rows.append([name, way.name, f"{curve[-1, 1]:.1e}", ratios[0], f"{curve[-1, 2]:.1e}", ratios[1]])
+            if way in CHECKED:
                 for what, ratio in zip(("natural gains", "alignment scores"), ratios, strict=True):
-                    checks.append((f"{name}: {what} of nodes with ≥ 5 times fewer tokens than (a)", float(ratio.strip("≥×")) >= 5))
+                    checks.append(
+                        (f"{name}: {what} of nodes with ≥ 5 times fewer tokens than (a), {way.name}", float(ratio.strip("≥×")) >= 5)
+                    )
     text = (
-        f"Six teachers; nodes and strata as the pipeline draws them; {repetitions} sets of outcomes drawn from the exact success of every stratum at "
-        f"budgets from {FRACTIONS[0]:.0%} to 100 % of (a), {PER_CANDIDATE} continuations a candidate. *Error*: mean over nodes with a range and "
-        "teachers that push of the squared error of the natural gain (per deviation of the signal) and of the alignment score, at the full budget. "
-        "*Economy*: how many times fewer tokens reach the error of (a), by interpolation; ≥ where the smallest budget still does. Natural gains are "
-        "unbiased and no prior helps them: their economy is what allocation and backing up give, and cannot exceed the bound in the last row. A "
-        "score is a ratio, in which a plug-in estimate errs far more than a posterior mean that knows how much strata differ at all."
+        f"Six teachers; nodes and strata as the pipeline draws them; {repetitions} sets of continuations drawn token by token, at budgets "
+        f"from {FRACTIONS[0]:.0%} to 100 % of (a), {PER_CANDIDATE} a candidate. *Error*: mean over nodes with a range and teachers that push "
+        "of the squared error of the natural gain (per deviation of the signal) and of the alignment score, at the full budget. *Economy*: how many "
+        "times fewer generated tokens reach the error of (a), by interpolation; ≥ where the smallest budget still does. Natural gains are unbiased "
+        "and no prior helps them: without controls their economy is what allocation and backing up give, and cannot exceed the bound. A score is a "
+        "ratio, in which a plug-in estimate errs far more than a posterior mean that knows how much strata differ at all. *Control variates* are the "
+        "pipeline's (`targeted.score_continuations`): every continuation is read once more by the student and each informing teacher, which is not "
+        "counted here. *All six teachers* is what the pipeline asks of this set of teachers: in the chains good, fair, weak and harmful ones know "
+        "which steps are critical, which explains half of an outcome's luck; in the tree they tilt by the exact advantage and foretell an outcome to "
+        "the last digit, an upper end and no promise. *The weak teacher with noise* adds to its log-ratio that of the random teacher: in the tree "
+        "half of the luck is still explained, in the chains, where noise comes with every token and knowledge with one in six, next to nothing. What "
+        "is gained is what the teachers know."
     )
     columns = ["world", "technique", "error of gains", "economy", "error of scores", "economy"]
     return Section(f"Per-node numbers: tokens to equal error ({', '.join(exacts)})", text, columns, rows, checks)
@@ -254,24 +316,27 @@ def coverage(exacts: dict[str, Exact], repetitions: int) -> Section:
     checks: list[tuple[str, bool]] = []
     for name, exact in exacts.items():
         gains_truth, use = exact.gains(exact.success), exact.pushed & ~exact.certain
-        for part in (0.1, 0.3, 1.0):
-            counts = _counts(exact, WAYS[2], part)
-            held: list[float] = []
-            for k in range(repetitions):
-                _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k)), True)
-                held.append(float(np.mean(((gains[..., 1] <= gains_truth) & (gains_truth <= gains[..., 2]))[use])))
-            # the intervals of one set of outcomes share it: the error comes from how the sets differ
-            error = 4 * np.std(held, ddof=1) / np.sqrt(repetitions)
-            rows.append([name, f"{part:.0%}", f"{int(use.sum()):,}", f"{np.mean(held):.1%}", f"± {error:.1%}"])
-            checks.append((f"{name}, {part:.0%} of the tokens: 88–92 %", bool(0.88 <= np.mean(held) <= 0.92)))
+        for way in CHECKED if name != "tree" else (BACKED_UP, NOISY):
+            for part in (0.1, 0.3, 1.0):
+                counts = _counts(exact, way, part)
+                held: list[float] = []
+                for k in range(repetitions):
+                    _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k), way))
+                    held.append(float(np.mean(((gains[..., 1] <= gains_truth) & (gains_truth <= gains[..., 2]))[use])))
+                # the intervals of one set of outcomes share it: the error comes from how the sets differ
+                error = 4 * np.std(held, ddof=1) / np.sqrt(repetitions)
+                rows.append([name, way.name, f"{part:.0%}", f"{int(use.sum()):,}", f"{np.mean(held):.1%}", f"± {error:.1%}"])
+                checks.append((f"{name}, {part:.0%} of the tokens, {way.name}: 88–92 %", bool(0.88 <= np.mean(held) <= 0.92)))
     text = (
-        f"90 % intervals of each node's natural gain, allocation and backing up on, {repetitions} sets of outcomes a budget; tokens as a share of "
-        "(a). Nodes at which every token settles the outcome are left out: an interval cannot miss there. The last column is four Monte Carlo errors."
+        f"90 % intervals of each node's natural gain, allocation and backing up on, with and without the rest, {repetitions} sets of continuations a "
+        "budget; tokens as a share of (a). Nodes at which every token settles the outcome are left out: an interval cannot miss there. Where a "
+        "teacher foretells every outcome to the last digit (all six in the tree) hardly any noise is left to have an interval for: left out. The "
+        "last column is four Monte Carlo errors."
     )
     return Section(
         f"Per-node numbers: coverage with everything on ({', '.join(exacts)})",
         text,
-        ["world", "tokens", "intervals a set", "coverage", "error"],
+        ["world", "technique", "tokens", "intervals a set", "coverage", "error"],
         rows,
         checks,
     )

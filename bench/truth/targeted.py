@@ -347,8 +347,8 @@ def _without_draws(parts: list[Posterior], index: np.ndarray) -> Posterior:
     """What an average over nodes needs of posteriors that follow one another, at some of their nodes."""
     names = ("mean", "variance", "ideal_squared_norm", "differs")
     mean, variance, ideal, differs = (np.concatenate([getattr(part, name) for part in parts])[index] for name in names)
-    draws, spread = np.empty((0, 0, 0)), np.empty((0, 0))
-    return Posterior(mean, variance, draws, ideal, differs, np.empty(0, dtype=np.int64), draws, spread, spread)
+    nothing = np.empty((0, 0))
+    return Posterior(mean, variance, np.empty((0, 0, 0)), ideal, differs, StratumOutcomes(nothing, nothing, nothing))
 
 
 def _row(node_id: str, question: int, rollout: int, position: int, correct: bool, inclusion: float) -> dict[str, Any]:

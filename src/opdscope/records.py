@@ -209,6 +209,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         token_ids=_TOKENS,
         outcome=pa.string(),
     ),
+    # With `targeted.score_continuations`: one teacher beside the student along a continuation. The list has one entry per token of its `token_ids`,
+    # the centred log-ratio of core.controls. A teacher without a context for the question has no rows, nor has any null.
+    "continuation_scores": _schema(
+        node_id=pa.string(), stratum=pa.int32(), continuation_index=pa.int32(), teacher=pa.string(), centred_log_ratio=_FLOATS
+    ),
 }
 """Every stored table by name."""
 

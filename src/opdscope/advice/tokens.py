@@ -10,12 +10,10 @@ from jaxtyping import Bool, Float, Int
 
 from opdscope.config import Config
 from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm, natural_gain
-from opdscope.core.backup import back_up, no_links
 from opdscope.core.screening import screening_gain
 from opdscope.core.weighting import PartSums
-from opdscope.summary.nodes import padded, read_nodes
-from opdscope.summary.paths import list_arrays, read_links
-from opdscope.summary.shared_numbers import read_coupling
+from opdscope.summary.nodes import node_evidence, padded, read_nodes
+from opdscope.summary.paths import list_arrays
 from opdscope.summary.teachers import measured_rollouts, outcome_values
 from opdscope.summary.weights import question_weights
 
@@ -172,8 +170,7 @@ def read_node_gains(tables: Mapping[str, pa.Table], teacher: str, objective: str
         if (row["teacher"], row["objective"]) == (teacher, objective)
     }
     own = np.array([i for i, row in enumerate(nodes.rows) if row["node_id"] in signals], dtype=np.int64)
-    links = read_links(tables, nodes.rows) if config.analysis.back_up else no_links(len(nodes.rows))
-    success = back_up(nodes.probs, nodes.outcomes, links, read_coupling(tables, config))
+    success = node_evidence(tables, nodes, config).success(nodes.probs, nodes.outcomes)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
     signal = padded([signals[nodes.rows[i]["node_id"]] for i in own], nodes.probs.shape[1])

@@ -196,6 +196,10 @@ class TargetedConfig(_Strict):
     antithetic: bool = False
     """Draw continuations of a candidate in pairs, the second with one minus the random numbers of the first, so that luck cancels within a pair.
     Neither has an effect under `protocol: paper`."""
+    score_continuations: bool = False
+    """Let student and teachers read every continuation, and lower the noise of its outcome by what the teachers' log-ratios say of its luck, without
+    bias. It costs a scoring pass over every continuation and is worth as much as they foretell of outcomes: for teachers that know the answer. A
+    run may be resumed with another value: what is stored is then scored, and nothing drawn again. No effect under `protocol: paper`."""
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
 
@@ -325,5 +329,11 @@ class Config(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """The part that decides the stored results; a run directory belongs to one identity."""
-        analysis = {"engine": True, "analysis": True, "name": True, "paper": {"min_visits", "min_children"}}
+        analysis = {
+            "engine": True,
+            "analysis": True,
+            "name": True,
+            "paper": {"min_visits", "min_children"},
+            "targeted": {"score_continuations"},
+        }
         return self.model_dump(mode="json", exclude=analysis)

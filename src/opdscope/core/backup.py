@@ -17,9 +17,13 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import xlog1py, xlogy
 
 from opdscope.core.alignment import variance_of_sum
+from opdscope.core.controlled import OutcomeSums, added_squares, count_sums
 from opdscope.core.coupling import Coupling
-from opdscope.core.success import StratumOutcomes, fill_unsampled, observed_success, posterior_success, success_noise
+from opdscope.core.success import StratumOutcomes, fill_unsampled, posterior_success
 from opdscope.errors import ShapeError
+
+_ITERATIONS = 40
+"""Of a fixed point whose error at least halves with each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class BackedUpSuccess:
     """Success of every stratum with later nodes taken into account."""
 
     mean: Float[np.ndarray, "node stratum"]
-    """Unbiased wherever a stratum was sampled, in [0, 1]; otherwise as in :func:`opdscope.core.success.mean_success`."""
+    """Unbiased wherever a stratum was sampled, in [0, 1] unless outcomes have controls; else as in :func:`opdscope.core.success.mean_success`."""
     variance: Float[np.ndarray, "node stratum"]
     """Unbiased variance of `mean`; conventions of :func:`opdscope.core.success.success_noise`."""
     correlations: Float[np.ndarray, "node stratum stratum"] | None = None
@@ -75,7 +79,11 @@ class _Values:
 
 
 def back_up(
-    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks, coupling: Coupling | None = None
+    student_probs: Float[np.ndarray, "node stratum"],
+    outcomes: StratumOutcomes,
+    links: PathLinks,
+    coupling: Coupling | None = None,
+    sums: OutcomeSums | None = None,
 ) -> BackedUpSuccess:
     r"""Success of every stratum, that of a path's own token with the values of later nodes in place of the outcomes of what arrives there.
 
@@ -85,6 +93,7 @@ def back_up(
         links: Which strata lead on to other nodes.
         coupling: How outcomes go together within a node, where they share random numbers; None: they are independent. A success that is backed
             up owes most of its noise to other nodes, and is taken to be independent of its node's others.
+        sums: Of the outcomes less their controls; None: they have none.
 
     Returns:
         Means and their variances. Strata without a link, without a verdict of their own, or with a next node at which nothing is known stay
@@ -111,6 +120,10 @@ def back_up(
         The sample variance of T already holds :math:`\hat V`'s noise as far as it differs between staying and leaving; the first factor
         holds the rest: :math:`(s/n)^2` would count a share :math:`\rho (1 - \rho) / n` of it twice.
 
+        With controls, R of those that leave is less that of all their tokens, and :math:`T = -c` for those that arrive, c being the control of
+        the path's tokens up to there; the arrivals' outcomes in :math:`\hat V` are less that of the tokens after it. Both have mean zero, the
+        second whatever came before.
+
     Example:
         >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
         >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
@@ -120,7 +133,7 @@ def back_up(
         >>> found.variance.round(4).tolist()
         [[0.0234, 0.0625], [0.0268, 0.0268]]
     """
-    success, variance, correlations = _backed_up(student_probs, outcomes, links, success_noise(outcomes), 0, coupling)
+    success, variance, correlations = _backed_up(student_probs, outcomes, links, 0, coupling, sums)
     return BackedUpSuccess(fill_unsampled(student_probs, success), variance, correlations)
 
 
@@ -128,17 +141,19 @@ def _backed_up(
     student_probs: Float[np.ndarray, "node stratum"],
     outcomes: StratumOutcomes,
     links: PathLinks,
-    noise: Float[np.ndarray, "node stratum"],
     added: int,
     coupling: Coupling | None,
+    sums: OutcomeSums | None,
 ) -> tuple[Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum stratum"] | None]:
-    """Means, NaN where nothing is known, their variances from those that the strata have by themselves, and their correlations.
+    """Means, NaN where nothing is known, their variances, and their correlations.
 
     `added` outcomes of either kind, 0 or 1, enter the variances but no mean and no weight.
     """
     _check_shapes(student_probs, outcomes, links)
     factor = 1.0 if coupling is None else 1.0 + coupling.pair
-    success, variance = observed_success(outcomes), noise * factor
+    own_sums = count_sums(outcomes, links.stratum, links.num_staying_correct) if sums is None else sums
+    success, noise = _own_success(outcomes, own_sums, added)
+    variance = noise * factor
     correlations = None
     if coupling is not None and coupling.across:
         counts = np.where(np.isnan(outcomes.terminal), outcomes.num_verified, 0)
@@ -150,13 +165,17 @@ def _backed_up(
         following, place = links.next_node[own], (own, links.stratum[own])
         matched = None if correlations is None else correlations[following]
         value = _node_values(student_probs[following], success[following], variance[following], spread[following], matched)
-        taken = _replace_arrivals(value, outcomes.num_verified[place], outcomes.num_correct[place], links, own, added, factor)
+        taken = _replace_arrivals(value, outcomes.num_verified[place], own_sums, links, own, added, factor)
         success[place], variance[place], spread[place] = taken.mean, taken.variance, taken.spread
     return success, variance, correlations
 
 
 def interval_variance(
-    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks, coupling: Coupling | None = None
+    student_probs: Float[np.ndarray, "node stratum"],
+    outcomes: StratumOutcomes,
+    links: PathLinks,
+    coupling: Coupling | None = None,
+    sums: OutcomeSums | None = None,
 ) -> Float[np.ndarray, "node stratum"]:
     r"""Variance of every stratum's success as an interval needs it: never zero because a few continuations happened to agree.
 
@@ -165,12 +184,13 @@ def interval_variance(
         outcomes: Verdicts of each node's own continuations.
         links: Which strata lead on to other nodes.
         coupling: As for :func:`back_up`, whose correlations go with these variances.
+        sums: As for :func:`back_up`.
 
     Returns:
         That of :func:`back_up` with one success and one failure added to what each sampled stratum rests on: without a link
         :math:`\tilde S (1 - \tilde S) / n` with :math:`\tilde S = (c + 1) / (n + 2)`; with one, to the arrivals, and to those that leave as far
         as the student leaves at all, :math:`1 - \rho` of either. Zero where success is known; 1/12, that of any success being as likely as any
-        other, where nothing was sampled.
+        other, where nothing was sampled. What is added is scaled by the share of an outcome's variance that controls leave.
 
     Raises:
         ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
@@ -191,10 +211,44 @@ def interval_variance(
         [[0.0938, 0.0182, 0.0833]]
     """
     count, known = outcomes.num_verified, ~np.isnan(outcomes.terminal)
-    share = (outcomes.num_correct + 1.0) / (count + 2.0)
-    own = np.where(known | (count == 0), 0.0, share * (1.0 - share) / np.maximum(count, 1))
-    _, variance, _ = _backed_up(student_probs, outcomes, links, own, 1, coupling)
+    _, variance, _ = _backed_up(student_probs, outcomes, links, 1, coupling, sums)
     return np.where((count > 0) | known, variance, 1.0 / 12.0)
+
+
+def backed_up_outcomes(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> StratumOutcomes:
+    r"""Counts of independent continuations that would tell as much of each stratum as its own and those of later nodes do.
+
+    Args:
+        student_probs: Student probability of each stratum, summing to one.
+        outcomes: Verdicts of each node's own continuations.
+        links: Which strata lead on to other nodes.
+
+    Returns:
+        The outcomes as they are, but for the strata that lead on: there n and c solve :math:`c = n \bar S` with the backed-up success and
+        :math:`\tilde S (1 - \tilde S) / n = v` with :math:`\tilde S = (c + 1) / (n + 2)` and the variance of :func:`interval_variance`.
+
+    Raises:
+        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
+
+    Example:
+        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
+        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
+        >>> backed_up_outcomes(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links).num_verified.round(1).tolist()
+        [[10.4, 4.0], [8.0, 8.0]]
+    """
+    _check_shapes(student_probs, outcomes, links)
+    rows = np.flatnonzero(_linked(student_probs, outcomes, links))
+    place = rows, links.stratum[rows]
+    mean = np.clip(back_up(student_probs, outcomes, links).mean[place], 0.0, 1.0)
+    variance = np.maximum(interval_variance(student_probs, outcomes, links)[place], 1e-9)
+    count = np.maximum(outcomes.num_verified[place].astype(np.float64), 1.0)
+    for _ in range(_ITERATIONS):
+        share = (count * mean + 1.0) / (count + 2.0)
+        # the step alone would overshoot; the geometric mean halves its error
+        count = np.sqrt(count * share * (1.0 - share) / variance)
+    verified, correct = (values.astype(np.float64) for values in (outcomes.num_verified, outcomes.num_correct))
+    verified[place], correct[place] = count, count * mean
+    return StratumOutcomes(correct, verified, outcomes.terminal)
 
 
 def backed_up_posterior(
@@ -306,10 +360,38 @@ def _node_values(
     return _Values(mean, variance_of_sum(weight, variance, correlations), np.sum(weight**2 * spread, axis=-1))
 
 
+def _own_success(
+    outcomes: StratumOutcomes, sums: OutcomeSums, added: int
+) -> tuple[Float[np.ndarray, "node stratum"], Float[np.ndarray, "node stratum"]]:
+    """Mean of each stratum's own outcomes, NaN without any, and its variance; exact where success is known.
+
+    The variance is the worst case where a single continuation tells nothing of its own spread, unless outcomes are added.
+    """
+    count, sampled = outcomes.num_verified, outcomes.num_verified > 0
+    mean = np.where(sampled, sums.total / np.maximum(count, 1), np.nan)
+    noise = _mean_noise(sums.squares, sums.total, count, added, sums.kept[:, None])
+    noise = np.where(sampled, np.where(count + added > 1, noise, 0.25), 0.0)
+    known = ~np.isnan(outcomes.terminal)
+    return np.where(known, outcomes.terminal, mean), np.where(known, 0.0, noise)
+
+
+def _mean_noise(
+    squares: Float[np.ndarray, "*batch"],
+    total: Float[np.ndarray, "*batch"],
+    count: Int[np.ndarray, "*batch"],
+    added: int,
+    kept: Float[np.ndarray, "#*batch"],
+) -> Float[np.ndarray, "*batch"]:
+    """Variance of a mean of outcomes from their sums; with a success and a failure added the sum of n + 2 is divided by n."""
+    mean = total / np.maximum(count, 1)
+    spread = np.maximum(squares - total * mean, 0.0) + kept * added_squares(count, mean, added)
+    return spread / np.maximum((count + 2 * added) * (count - 1 + added), 1)
+
+
 def _replace_arrivals(
     value: _Values,
     verified: Int[np.ndarray, "own"],
-    correct: Int[np.ndarray, "own"],
+    sums: OutcomeSums,
     links: PathLinks,
     own: Int[np.ndarray, "own"],
     added: int,
@@ -319,21 +401,24 @@ def _replace_arrivals(
 
     `factor` is that of the variance of a stratum's outcomes where they come in pairs.
     """
-    stay, stay_correct, stay_prob = links.num_staying[own], links.num_staying_correct[own], links.stay_prob[own]
-    share = stay_correct / np.maximum(stay, 1)
+    stay, stay_prob = links.num_staying[own], links.stay_prob[own]
+    stay_total, leave_total, before = sums.staying_total[own], sums.leaving_total[own], sums.before[own]
     weight = 1.0 / (1.0 + stay * value.spread)
-    mean = weight * value.mean + (1.0 - weight) * share
-    arrived = (stay_correct + added) / np.maximum(stay + 2 * added, 1)
+    mean = weight * value.mean + (1.0 - weight) * stay_total / np.maximum(stay, 1)
     # with one arrival its noise is unknown, and multiplied by zero below
-    noise = weight**2 * value.variance + factor * (1.0 - weight) ** 2 * arrived * (1.0 - arrived) / np.maximum(stay - 1 + added, 1)
-    either = added * (1.0 - stay_prob)
-    leave_correct, leave_wrong = correct - stay_correct, verified - stay - (correct - stay_correct)
-    total = (leave_correct + either) * (1.0 - mean) - (leave_wrong + either) * mean
-    squares = (leave_correct + either) * (1.0 - mean) ** 2 + (leave_wrong + either) * mean**2
+    noise = weight**2 * value.variance
+    noise = noise + factor * (1.0 - weight) ** 2 * _mean_noise(sums.staying_squares[own], stay_total, stay, added, sums.kept[own])
+    leave = verified - stay
+    total = leave_total - leave * mean - stay * before
+    squares = sums.leaving_squares[own] - 2.0 * mean * leave_total + leave * mean**2 + stay * before**2
+    either = added * (1.0 - stay_prob)  # added to those that leave, as far as the student leaves at all
+    with_added = squares + either * ((1.0 - mean) ** 2 + mean**2) - (total + either * (1.0 - 2.0 * mean)) ** 2 / (verified + 2 * either)
+    alone = squares - total**2 / verified
     # with outcomes added the sum of n + 2 is divided by n: see interval_variance
-    leaving = (squares - total**2 / (verified + 2 * either)) / np.maximum((verified + 2 * either) * (verified - 1 + added), 1)
+    divisor = np.maximum((verified + 2 * either) * (verified - 1 + added), 1)
+    leaving = (np.maximum(alone, 0.0) + sums.kept[own] * (with_added - alone)) / divisor
     variance = stay * (stay - 1) / np.maximum(verified * (verified - 1), 1) * noise + factor * leaving
     # the arrivals that are to be expected, not those that were seen: see the notes on weights
     spread = stay_prob**2 * value.spread / (1.0 + stay_prob * verified * value.spread) + (1.0 - stay_prob) / verified
     # the worst case where a single continuation tells nothing of its own spread, as without a next node
-    return _Values((stay * mean + leave_correct) / verified, np.where(verified > 1, variance, 0.25), spread)
+    return _Values((stay * mean + leave_total - stay * before) / verified, np.where(verified > 1, variance, 0.25), spread)

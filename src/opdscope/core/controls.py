@@ -5,8 +5,46 @@ another teacher's centred signal at any *other* position, and :math:`C = (\sum_t
 the teacher knows something, :math:`\sum_t h_t`, its log-odds of a good outcome, goes along with R, and C with R's noise.
 """
 
+from typing import Any
+
 import numpy as np
+from array_api_compat import array_namespace
 from jaxtyping import Float, Int
+
+from opdscope.core.screening import of_tokens
+
+Array = Any
+
+LARGEST_LOG_RATIO = 8.0
+"""Nats at which log-ratios along continuations are cut: a cut signal is centred like any other, and one token then never rules a sum."""
+
+
+def centred_log_ratio(
+    student_logprobs: Float[Array, "row vocab"], teacher_logprobs: Float[Array, "row vocab"], taken: Int[Array, "row"]
+) -> Float[Array, "row"]:
+    r"""A teacher's log-ratio of the token that was taken, less its mean under the student.
+
+    Args:
+        student_logprobs: Natural-log probabilities.
+        teacher_logprobs: Natural-log probabilities, -inf where it excludes a token.
+        taken: The student's token at each position.
+
+    Returns:
+        Nats, each with mean zero given its prefix, whatever the teacher is.
+
+    Notes:
+        :math:`h = r_y - \sum_k p_k r_k` with :math:`r = \log q/p` cut at :data:`LARGEST_LOG_RATIO` to either side.
+
+    Example:
+        >>> p = np.log(np.array([[0.5, 0.5]]))
+        >>> centred_log_ratio(p, np.log(np.array([[0.8, 0.2]])), np.array([0])).round(4).tolist()
+        [0.6931]
+    """
+    xp = array_namespace(student_logprobs)
+    with np.errstate(invalid="ignore"):
+        ratio = xp.clip(teacher_logprobs - student_logprobs, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    ratio = xp.where(xp.isnan(ratio), 0.0, ratio)  # where both exclude a token
+    return of_tokens(ratio, taken) - xp.sum(xp.exp(student_logprobs) * ratio, axis=-1)
 
 
 def zero_mean_products(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from opdscope.core.controlled import added_squares
 from opdscope.core.success import StratumOutcomes
 
 _MOST = 0.95
@@ -69,15 +70,17 @@ def estimate_coupling(
     *,
     pairs: bool,
     across: bool,
+    kept: Float[np.ndarray, "node"] | None = None,
 ) -> Coupling:
     r"""The correlations, from all nodes together.
 
     Args:
-        outcomes: Per node, outcomes in the order of their indices, 0 or 1; NaN where there is none or no verdict.
+        outcomes: Per node, outcomes in the order of their indices, less their controls if any; NaN where there is none or no verdict.
         weights: Per node, what each stratum weighs in the numbers that are to have intervals, not negative. Candidates that matter go together
             less than others: what they decide is the outcome.
         pairs: Whether continuations 2m and 2m + 1 of a stratum are an antithetic pair.
         across: Whether continuations of one index share their random numbers in all strata of a node.
+        kept: Per node, share of an outcome's variance that controls leave; None: there are none.
 
     Returns:
         Zero where nothing is shared or nothing can be told.
@@ -85,7 +88,8 @@ def estimate_coupling(
     Notes:
         Of pairs: with s² the variance of a stratum's pair means and w the mean of :math:`(R - R')^2 / 2` within its pairs,
         :math:`1 + \rho = 4 s^2 / (2 s^2 + w)`, sums over strata above and below. Across: sample covariances of matched means over
-        :math:`\sqrt{v_j v_k}` with :math:`v = \tilde S (1 - \tilde S)` the variance of one outcome, half of it times :math:`1 + \rho` that of the
+        :math:`\sqrt{v_j v_k}` with v the variance of one outcome, a success and a failure added (of outcomes without a control
+        :math:`\tilde S (1 - \tilde S)`), half of it times :math:`1 + \rho` that of the
         mean of a pair; both summed over pairs of strata with weights :math:`w_j w_k`. Each is multiplied by the positive part of
         :math:`1 - \operatorname{se}^2 / \rho^2`, its standard error by the jackknife over nodes, so that a run of few nodes finds no
         correlation in its noise.
@@ -105,9 +109,10 @@ def estimate_coupling(
     if not across:
         return Coupling(pair)
     shared, matched = np.zeros((2, len(outcomes)))
+    left = np.ones(len(outcomes)) if kept is None else kept
     for i, (own, weight) in enumerate(zip(outcomes, weights, strict=True)):
         units = _pair_means(own) if pairs else own
-        deviation = np.sqrt(_smoothed_variance(own) * ((1.0 + pair) / 2.0 if pairs else 1.0))
+        deviation = np.sqrt(_smoothed_variance(own, float(left[i])) * ((1.0 + pair) / 2.0 if pairs else 1.0))
         for j in range(len(own)):
             for k in range(j + 1, len(own)):
                 both = ~np.isnan(units[j]) & ~np.isnan(units[k])
@@ -153,7 +158,9 @@ def _pair_means(outcomes: Float[np.ndarray, "stratum continuation"]) -> Float[np
     return (first + second) / 2.0
 
 
-def _smoothed_variance(outcomes: Float[np.ndarray, "stratum continuation"]) -> Float[np.ndarray, "stratum"]:
+def _smoothed_variance(outcomes: Float[np.ndarray, "stratum continuation"], kept: float) -> Float[np.ndarray, "stratum"]:
     """Of one outcome, with a success and a failure added: never zero because a few happened to agree."""
-    share = (np.nansum(outcomes, axis=1) + 1.0) / (np.sum(~np.isnan(outcomes), axis=1) + 2.0)
-    return share * (1.0 - share)
+    count = np.sum(~np.isnan(outcomes), axis=1)
+    mean = np.nansum(outcomes, axis=1) / np.maximum(count, 1)
+    squares = np.nansum((outcomes - mean[:, None]) ** 2, axis=1)
+    return (squares + kept * added_squares(count, mean, 1.0)) / (count + 2.0)

@@ -76,10 +76,12 @@ def spending_widths(
         present = ~np.isnan(values)
         if values.shape[1] == 0 or present.sum(axis=0).min() < 2:
             return widths
-        largest = np.max(np.abs(multipliers @ _directions(values)), axis=1) / scale
+        # means first: to reduce many rows of a few entries each takes twenty times as long
+        largest = np.max(np.abs(multipliers @ _directions(values)).T.copy(), axis=0) / scale
         allowed = int(np.floor((1.0 - confidence) * (k + 1) / num_looks * num_draws)) - int(crossed.sum())
-        left = np.sort(largest[~crossed])
-        widths[k] = left[-allowed - 1] if 0 <= allowed < len(left) else np.inf
+        left = largest[~crossed]
+        place = len(left) - 1 - allowed
+        widths[k] = np.partition(left, place)[place] if 0 <= allowed < len(left) else np.inf
         crossed |= largest > widths[k]
     return widths
 

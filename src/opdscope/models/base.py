@@ -75,7 +75,8 @@ class ScoreRequest:
     """Next-token distributions wanted along one response."""
 
     prompt_ids: tuple[int, ...]
-    """The prompt this model is shown (a teacher's may hold a privileged context). Requests with an equal prompt share its prefill."""
+    """The prompt this model is shown (a teacher's may hold a privileged context), and after it any response tokens that several requests have in
+    common. Requests with an equal prompt share its prefill."""
     response_ids: tuple[int, ...]
     """The response tokens, the student's own, token for token."""
     positions: tuple[int, ...]

@@ -7,6 +7,7 @@ from typing import Any
 from opdscope.config import Config
 from opdscope.core.randomness import derive_seed
 from opdscope.models.base import Sample, SampleRequest
+from opdscope.pipeline.continuation_scores import score_continuations
 from opdscope.pipeline.experiment import UNIT_ROWS, Experiment, unit_names
 from opdscope.pipeline.nodes import draw_further
 from opdscope.pipeline.rounds import Planned, Rounds
@@ -96,6 +97,8 @@ def _draw(experiment: Experiment, stage: str, prefix: str, branches: list[_Branc
 
     sizes = [(name, sum(len(branch.forced) for branch in unit)) for name, unit in zip(names, units, strict=True)]
     experiment.run_units(stage, "continuations", sizes, work)
+    if experiment.config.targeted.score_continuations and experiment.config.protocol == "default":
+        score_continuations(experiment, f"{stage}, scored", sizes)
 
 
 def _units(branches: list[_Branch]) -> list[list[_Branch]]:

@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
-from opdscope.summary.looks import order_of, planned_looks
-from opdscope.summary.paths import list_arrays
+from opdscope.store import Run
+from opdscope.summary.looks import Screening, order_of, planned_looks
+from opdscope.summary.paths import list_lengths
 from opdscope.summary.responses import READ, READ_FITTED
 
 
@@ -38,33 +39,37 @@ def looks(experiment: Experiment) -> Generator[Look]:
     if experiment.config.target.kind != "rank":
         yield Look(0, sizes[-1], "")
         return
+    seen: dict[tuple[int, int], Screening] = {}
     for index, (start, stop) in enumerate(zip((0, *sizes), sizes, strict=False)):
-        if index > 0 and not _goes_on(experiment, index, stop):
+        if index > 0 and not _goes_on(experiment, index, stop, seen):
             return
         yield Look(start, stop, f"{index:03d}-")
 
 
-def _goes_on(experiment: Experiment, index: int, stop: int) -> bool:
+def _goes_on(experiment: Experiment, index: int, stop: int, seen: dict[tuple[int, int], Screening]) -> bool:
     config, run = experiment.config, experiment.run
     sizes = planned_looks(config)
     tables = {name: run.table(name, columns) for name, columns in (READ_FITTED if config.analysis.fitted_values else READ).items()}
     spent = _measured_tokens(tables["rollouts"], sizes[index - 1])
     a_rollout = spent / sizes[index - 1]
-    order = order_of(tables, config)
+    order = order_of(tables, config, seen)
     if index == 1 and not run.has("forecasts", "rollouts"):
         foretold = (order.foretold if order is not None else sizes[-1]) * a_rollout
         run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
     if order is not None and not order.undecided:
         return False
-    took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(("rollouts", "screening")))
-    if config.target.seconds is not None and took >= config.target.seconds:
+    if config.target.seconds is not None and _took(run) >= config.target.seconds:
         return False
     # what rollouts have cost so far foretells what the next ones will
     return config.target.tokens is None or stop * a_rollout <= config.target.tokens
 
 
+def _took(run: Run) -> float:
+    return sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(("rollouts", "screening")))
+
+
 def _measured_tokens(rollouts: pa.Table, stop: int) -> int:
     """Of the measured rollouts before an index."""
     measured = np.array([role == Role.MEASURED for role in rollouts["role"].to_pylist()], dtype=bool)
-    lengths = np.array([len(tokens) for tokens in list_arrays(rollouts["token_ids"])], dtype=np.int64)
+    lengths = list_lengths(rollouts["token_ids"])
     return int(np.sum(lengths[measured & (rollouts["rollout_index"].to_numpy() < stop)]))

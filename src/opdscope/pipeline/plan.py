@@ -153,8 +153,18 @@ def _stages(config: Config, num_questions: int, length: float, speeds: _Speeds |
         stage("teacher rollouts", own * len(config.teachers), 1.0, 1, slowest),
         stage("screening", num_questions * rollouts.num_rollouts, 1.0, models, scoring),
         stage("nodes", paths, 1.0, models, scoring),
-        _at(foretold, _continuations(config, paths, length, student), student),
+        *_targeted(config, _at(foretold, _continuations(config, paths, length, student), student), scoring),
     ]
+
+
+def _targeted(config: Config, drawn: PlannedStage, speed: float | None) -> list[PlannedStage]:
+    """Continuations, and the scoring of them where it is asked for: nulls inform nothing and are not asked."""
+    if not config.targeted.score_continuations or config.paper is not None:
+        return [drawn]
+    models = 1 + sum(teacher.privileged_context not in NULL_CONTEXTS for teacher in config.teachers)
+    seconds = None if speed is None else drawn.expected_tokens / speed
+    name = drawn.name.replace("continuations", "scoring of continuations")
+    return [drawn, PlannedStage(name, drawn.num_samples, drawn.expected_tokens * models, drawn.most_tokens * models, seconds)]
 
 
 def _at(foretold: float | None, stage: PlannedStage, speed: float | None) -> PlannedStage:

@@ -20,10 +20,11 @@ from opdscope.core.alignment import gain_variance, natural_gain
 from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
 from opdscope.core.expansion import best_draws, drawing_variance
 from opdscope.core.success import StratumOutcomes, mean_success, success_noise
-from opdscope.records import TAIL, Outcome, Role, to_table
+from opdscope.records import TAIL, Outcome, to_table
 from opdscope.store import Run
+from opdscope.summary.foretelling import READ, response_lengths, stratum_features
 from opdscope.summary.nodes import padded, planned_counts
-from opdscope.summary.paths import list_arrays
+from opdscope.summary.paths import list_lengths
 from opdscope.summary.split import class_weights, measure_split
 from opdscope.summary.weights import drawn_nodes, question_weights
 
@@ -75,24 +76,25 @@ class Rounds:
         All earlier rounds must be finished. The plan is stored before it is returned, so that an interrupted round goes on as it was meant.
         """
         run, name = self._run, f"{index:03d}"
-        if not run.has("rounds", name):
-            rows = [{"round": index, **vars(planned)} for planned in self._decide(index)]
-            run.write("rounds", name, to_table("rounds", rows))
-        own = [row for row in run.table("rounds").to_pylist() if row["round"] == index]
-        return [Planned(row["node_id"], row["stratum"], row["first_index"], row["count"]) for row in own]
+        if run.has("rounds", name):
+            own = run.unit("rounds", name).to_pylist()
+            return [Planned(row["node_id"], row["stratum"], row["first_index"], row["count"]) for row in own]
+        planned = self._decide(index)
+        run.write("rounds", name, to_table("rounds", [{"round": index, **vars(each)} for each in planned]))
+        return planned
 
     def _decide(self, index: int) -> list[Planned]:
         if index == 0:
             return self._planned(np.zeros_like(self._pilot), self._pilot)
-        have, spent, target = self._have(), self._spent(), self._config.target
-        later = self._later()
+        later, target = self._later(), self._config.target
         if index == 1 and later.any():
-            return self._planned(have, np.where(later[:, None], self._pilot, 0))
+            return self._planned(self._have(), np.where(later[:, None], self._pilot, 0))
         index -= int(later.any())  # the pilot of further nodes is no round of the budget
         if index > self._last_round() or self._out_of_time():
             return []
+        have, spent = self._have(), self._spent()
         if index == 1:
-            foretold = {"stage": "continuations", "tokens": self.foretold_tokens(), "pilot_tokens": spent}
+            foretold = {"stage": "continuations", "tokens": self._foretold(have, spent), "pilot_tokens": spent}
             self._run.write("forecasts", "continuations", to_table("forecasts", [foretold]))
         left = np.inf if target.tokens is None else float(target.tokens - spent)
         if target.kind == "tokens":
@@ -164,23 +166,25 @@ class Rounds:
 
     def foretold_tokens(self) -> float:
         """Tokens of continuations, those that are drawn included, that the target is foretold to take."""
-        target, spent = self._config.target, self._spent()
+        return self._foretold(self._have(), self._spent())
+
+    def _foretold(self, have: Int[np.ndarray, "node stratum"], spent: int) -> float:
+        target = self._config.target
         match target.kind:
             case "tokens":
                 needed = float(target.tokens or spent)
             case "map":
-                have = self._have()
                 added = np.minimum(self._by_width(have, np.inf), np.maximum(self._most - have, 0))
                 needed = spent + float(np.sum(added * self._cost))
             case "split":
-                needed = self._foretold_split(spent)
+                needed = self._foretold_split(have, spent)
             case _:
                 needed = float(spent)
         return min(needed, target.tokens or np.inf)
 
-    def _foretold_split(self, spent: int) -> float:
+    def _foretold_split(self, have: Int[np.ndarray, "node stratum"], spent: int) -> float:
         """Each round doubles what was spent: by how many of them does what continuations add to the variance fall far enough?"""
-        target, have = self._config.target, self._have()
+        target = self._config.target
         open_ones = [s for s in measure_split(self._run.tables(), self._config) if s.width > target.width and s.continuations_help]
         wanted = min((split.noise_for(target.width) / split.noise for split in open_ones), default=1.0)
         weights, variance = self._split_weights(), self._variance
@@ -199,7 +203,7 @@ class Rounds:
         return 1 if self._config.target.kind == "map" else self._config.target.rounds
 
     def _spent(self) -> int:
-        return sum(len(tokens) for tokens in list_arrays(self._run.table("continuations", ["token_ids"])["token_ids"]))
+        return int(list_lengths(self._run.table("continuations", ["token_ids"])["token_ids"]).sum())
 
     def _have(self) -> Int[np.ndarray, "node stratum"]:
         """Continuations of each stratum that are planned so far."""
@@ -222,8 +226,11 @@ class Rounds:
 
     def _out_of_time(self) -> bool:
         limit = self._config.target.seconds
-        took = sum(entry["seconds"] for entry in self._run.times() if entry["stage"].startswith("continuations"))
-        return limit is not None and took >= limit
+        return limit is not None and self._took() >= limit
+
+    def _took(self) -> float:
+        """Seconds of continuations, their pilot and their scoring included."""
+        return sum(entry["seconds"] for entry in self._run.times() if "continuations" in entry["stage"])
 
     def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""
@@ -286,15 +293,9 @@ class Rounds:
     @functools.cached_property
     def _cost(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of a continuation: what was left of the node's path, known before any is drawn."""
-        length = self._lengths
+        length = response_lengths(self._run.table("rollouts", READ))
         left = [max(length[row["question_id"], row["rollout_index"]] - row["position"] - 1, 1) for row in self._rows]
         return np.repeat(np.array(left, dtype=np.float64)[:, None], self._probs.shape[1], axis=1)
-
-    @functools.cached_property
-    def _lengths(self) -> dict[tuple[str, int], int]:
-        table = self._run.table("rollouts", ["question_id", "rollout_index", "token_ids"])
-        keys = zip(table["question_id"].to_pylist(), table["rollout_index"].to_pylist(), strict=True)
-        return {key: len(tokens) for key, tokens in zip(keys, list_arrays(table["token_ids"]), strict=True)}
 
     @functools.cached_property
     def _variance(self) -> Float[np.ndarray, "node stratum"]:
@@ -303,7 +304,8 @@ class Rounds:
         pilot = self._pilot_outcomes()
         questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
         fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
-        success = cross_fitted_success(self._features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
+        features = stratum_features(self._run.table("rollouts", READ), self._rows, self._probs, self._is_tail)
+        success = cross_fitted_success(features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
         variance = np.zeros(self._probs.shape)
         variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
         return variance
@@ -319,24 +321,3 @@ class Rounds:
         np.add.at(verified, (nodes[use], strata[use]), 1)
         np.add.at(correct, (nodes[use], strata[use]), outcomes[use] == Outcome.CORRECT)
         return StratumOutcomes(correct, verified, np.full(correct.shape, np.nan))
-
-    @functools.cached_property
-    def _features(self) -> Float[np.ndarray, "node stratum feature"]:
-        """What is known of a stratum for nothing: where it lies, what became of its path, how often its question is answered."""
-        length, share = self._lengths, self._shares
-        depth = np.array([row["position"] / max(length[row["question_id"], row["rollout_index"]], 1) for row in self._rows])
-        outcome = np.array([1.0 if row["path_outcome"] == "correct" else -1.0 for row in self._rows])
-        node = [np.array([share[row["question_id"]] for row in self._rows]), outcome, depth, outcome * depth]
-        node += [np.array([row["entropy"] for row in self._rows])]
-        logprob = np.log(np.maximum(self._probs, 1e-6))
-        columns = [np.repeat(values[:, None], self._probs.shape[1], axis=1) for values in node]
-        return np.stack([*columns, logprob, logprob * outcome[:, None], self._is_tail.astype(np.float64)], axis=-1)
-
-    @functools.cached_property
-    def _shares(self) -> dict[str, float]:
-        """Success of each question's measured rollouts, in log-odds with half a success and half a failure added."""
-        counts: dict[str, list[int]] = {}
-        for row in self._run.table("rollouts", ["question_id", "role", "outcome"]).to_pylist():
-            if row["role"] == Role.MEASURED and row["outcome"] != Outcome.UNVERIFIABLE:
-                counts.setdefault(row["question_id"], [0, 0])[row["outcome"] == Outcome.CORRECT] += 1
-        return {question: float(np.log((right + 0.5) / (wrong + 0.5))) for question, (wrong, right) in counts.items()}

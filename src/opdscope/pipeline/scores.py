@@ -30,6 +30,8 @@ class Response:
     """Its tokens."""
     positions: tuple[int, ...]
     """Wanted positions, in order."""
+    num_read_with_prompt: int = 0
+    """First tokens that are read together with the prompt: responses that share them share that work. None of the wanted positions lies before."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,20 @@ def blocks(rows: Array) -> list[slice]:
 class Scores:
     """Hidden states of student and teachers over the same responses; serves log-probabilities question by question."""
 
-    def __init__(self, experiment: Experiment, responses: Sequence[Response], prompts: dict[tuple[str, str], tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        responses: Sequence[Response],
+        prompts: dict[tuple[str, str], tuple[int, ...]],
+        teachers: Sequence[str] | None = None,
+    ) -> None:
         """Run every model over the responses.
 
         Args:
             experiment: Models and settings.
             responses: Responses grouped by question.
             prompts: Prompt token ids by (teacher, question) wherever the teacher has a context.
+            teachers: Names of those that are asked; None asks all.
         """
         self._experiment = experiment
         self._rows: dict[str, int] = {}
@@ -70,7 +79,7 @@ class Scores:
         student_prompts = {q: experiment.student_prompts[q] for q in self._rows}
         self._student, self._student_offsets = self._encode("student", responses, student_prompts)
         self._teachers: dict[str, tuple[Encoding, dict[str, int]]] = {}
-        for name in experiment.teachers:
+        for name in experiment.teachers if teachers is None else teachers:
             own = {q: prompts[name, q] for q in self._rows if (name, q) in prompts}
             self._teachers[name] = self._encode(name, [r for r in responses if r.question_id in own], own)
 
@@ -91,13 +100,19 @@ class Scores:
 
     def _encode(self, name: str, responses: Sequence[Response], prompts: dict[str, tuple[int, ...]]) -> tuple[Encoding, dict[str, int]]:
         model = self._experiment.student if name == "student" else self._experiment.teachers[name]
-        requests = [ScoreRequest(prompts[r.question_id], r.token_ids, r.positions) for r in responses]
+        requests = [_request(prompts[r.question_id], r) for r in responses]
         offsets: dict[str, int] = {}
         position = 0
         for response in responses:
             offsets.setdefault(response.question_id, position)
             position += len(response.positions)
         return model.scorer().encode(requests, self._experiment.watcher.tokens), offsets
+
+
+def _request(prompt: tuple[int, ...], response: Response) -> ScoreRequest:
+    read = response.num_read_with_prompt
+    positions = response.positions if read == 0 else tuple(position - read for position in response.positions)
+    return ScoreRequest(prompt + response.token_ids[:read], response.token_ids[read:], positions)
 
 
 def teacher_prompts(experiment: Experiment) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -264,6 +264,8 @@ def _beside(data: Mapping[str, Any]) -> list[Text]:
             f"measured candidates: {_percent(targeted['student_mass_outside_candidates'])} of the student's probability, sampled as the tail "
             f"({_percent(targeted['student_mass_not_sampled'])} not sampled), at most {_percent(worst)} of a teacher's."
         )
+        if (left := targeted["variance_left_by_controls"]) is not None:
+            lines.append(f"Controls of continuations leave {_percent(left)} of the variance of outcomes.")
         if shared := targeted["shared_random_numbers"]:
             lines.append(
                 f"Shared random numbers: outcomes correlate {shared['across_candidates']:+.2f} across candidates and {shared['within_pair']:+.2f} "

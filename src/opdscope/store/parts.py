@@ -42,6 +42,41 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise RunDirectoryError(f"{path} cannot be read ({error}); run the same diagnosis again, it redoes that part") from error
 
 
+class LatestParts:
+    """Parts that this process wrote or read last, up to a number of bytes: the same file is the same table, since a part is never changed."""
+
+    def __init__(self, most_bytes: int = 1 << 26) -> None:
+        """Hold nothing yet."""
+        self._most, self._size = most_bytes, 0
+        self._held: dict[Path, tuple[tuple[int, int], pa.Table]] = {}
+
+    def write(self, target: Path, table: pa.Table) -> None:
+        """As :func:`write_part`."""
+        write_part(target, table)
+        self._hold(target, table)
+
+    def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+        """As :func:`read_part`."""
+        stamp, table = self._held.get(path, (None, None))
+        if table is None or stamp != _stamp(path):
+            table = read_part(path, columns)
+            if columns is None:
+                self._hold(path, table)
+        return table if columns is None else table.select(list(columns))
+
+    def _hold(self, path: Path, table: pa.Table) -> None:
+        self._size -= self._held.pop(path)[1].nbytes if path in self._held else 0
+        self._held[path], self._size = (_stamp(path), table), self._size + table.nbytes
+        while self._size > self._most:
+            self._size -= self._held.pop(next(iter(self._held)))[1].nbytes
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What another file under the same name would not have."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
     """Store a text, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -23,7 +23,7 @@ import yaml
 from opdscope.config import Config, differences, load_config
 from opdscope.errors import ConfigError, RunDirectoryError
 from opdscope.records import SCHEMA_VERSION, SCHEMAS
-from opdscope.store.parts import read_part, write_part, write_text
+from opdscope.store.parts import LatestParts, write_text
 
 _CONFIG, _PROVENANCE, _TIMINGS, _LOCK = "config.yaml", "provenance.json", "timings.jsonl", ".lock"
 _LIBRARIES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "tokenizers", "gguf", "reasoning-gym", "math-verify")
@@ -37,6 +37,7 @@ class Run:
         """The directory."""
         self.config = config
         """The resolved configuration that it was made with."""
+        self._parts = LatestParts()
 
     def __repr__(self) -> str:
         """Path and number of rows of each table that has any."""
@@ -55,8 +56,16 @@ class Run:
             RunDirectoryError: If a part cannot be read.
         """
         schema = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(column) for column in columns])
-        parts = [read_part(path, columns) for path in sorted((self.path / name).glob("*.parquet"))]
+        parts = [self._parts.read(path, columns) for path in sorted((self.path / name).glob("*.parquet"))]
         return pa.concat_tables(parts).select(schema.names).cast(schema) if parts else schema.empty_table()
+
+    def unit(self, name: str, unit: str) -> pa.Table:
+        """The rows that one unit stored in a table.
+
+        Raises:
+            RunDirectoryError: If the unit is not done, or its part cannot be read.
+        """
+        return self._parts.read(self._part(name, unit))
 
     def tables(self) -> dict[str, pa.Table]:
         """Every table by name."""
@@ -72,7 +81,7 @@ class Run:
         Raises:
             RunDirectoryError: If the disk is full or the directory cannot be written; the unit then counts as not done.
         """
-        write_part(self._part(name, unit), table)
+        self._parts.write(self._part(name, unit), table)
 
     def provenance(self) -> dict[str, Any]:
         """Package and library versions, models with their fingerprints, engine and host, as recorded when the run was started."""

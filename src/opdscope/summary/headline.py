@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
-from opdscope.core.coupling import Coupling
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.looks import screen_looks
 from opdscope.summary.needed import needed_to_settle, verdict_with_needed
 from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.parameters import parameter_alignments
+from opdscope.summary.paths import list_arrays
 from opdscope.summary.plain import as_json, plain
 from opdscope.summary.ranking import compare, rank, verdict
 from opdscope.summary.rivals import accuracy_gaps, divergence_means, log_odds_values, rank_correlations
@@ -69,7 +69,7 @@ def summarize(tables: Mapping[str, pa.Table], config: Config, times: Sequence[Ma
     if nodes.rows and config.paper is None:  # averages over the nodes of `protocol: paper` have a section of their own
         posterior = node_posterior(tables, nodes, config)
         measures = measure_nodes(tables, nodes, posterior, config)
-        targeted = _health(nodes, measures, posterior.coupling)
+        targeted = _health(nodes, measures, posterior)
         _add_targeted(teachers, measures, screening, nodes, posterior, config)
         truncated = truncations(tables, nodes, posterior, config)
     ranked = rank(teachers, looks, config)
@@ -185,7 +185,8 @@ def _add_targeted(
         teacher["targeted"] = teacher["objectives"][config.objectives[0]].get("targeted")
 
 
-def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures], coupling: Coupling | None) -> dict[str, Any]:
+def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures], posterior: Posterior) -> dict[str, Any]:
+    coupling = posterior.coupling
     tail = np.sum(np.where(nodes.is_tail, nodes.probs, 0.0), axis=-1)
     unseen = (nodes.outcomes.num_verified == 0) & np.isnan(nodes.outcomes.terminal)
     return {
@@ -200,6 +201,7 @@ def _health(nodes: NodeArrays, measures: Sequence[NodeMeasures], coupling: Coupl
         "shared_random_numbers": None
         if coupling is None
         else {"across_candidates": coupling.across, "within_pair": coupling.pair, "economy": 1.0 / coupling.contrast},
+        "variance_left_by_controls": posterior.variance_left,
     }
 
 
@@ -218,6 +220,9 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, int]:
     scored = sum(
         len(row["entropy"]) for row in tables["teacher_positions"].select(["teacher", "entropy"]).to_pylist() if row["teacher"] not in nulls
     )
+    scored += sum(map(len, list_arrays(tables["continuation_scores"]["centred_log_ratio"])))
+    if tables["continuation_scores"].num_rows:  # the student read them too, once for all teachers
+        scored += sum(continuations)
     return {
         "rollouts": len(lengths),
         "demonstrations": len(lengths) - len(measured),

@@ -103,25 +103,45 @@ class Order:
     """Rollouts a question at the look that is foretold to settle the order; the most that may be drawn where none is."""
 
 
-def order_of(tables: Mapping[str, pa.Table], config: Config) -> Order | None:
-    """The order at the last finished look; None before the first one, or where no real teacher is scored."""
-    sizes = planned_looks(config)
-    responses, screened_between = _responses(tables, config)
+def order_of(tables: Mapping[str, pa.Table], config: Config, seen: dict[tuple[int, int], Screening] | None = None) -> Order | None:
+    """The order at the last finished look; None before the first one, or where no real teacher is scored.
+
+    Args:
+        tables: Every table of the run by name.
+        config: The run's configuration.
+        seen: Screening by first and last rollout, from earlier looks of the same run; what is screened now is added. None: nothing was.
+    """
+    sizes, known = planned_looks(config), {} if seen is None else seen
+    responses, screened = _responses(tables, config)
+
+    def screened_between(start: int, stop: int) -> Screening:
+        if (start, stop) not in known:
+            found = screened(start, stop)
+            if stop == _ALL:  # of a look that is not finished
+                return found
+            known[start, stop] = found
+        return known[start, stop]
+
     looks = _looks(responses, screened_between, config)
-    screened = {teacher for teacher, _ in looks[-1]}
-    names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in screened]
+    present = {teacher for teacher, _ in looks[-1]}
+    names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in present]
     if not names:
         return None
 
+    made: dict[int, Float[np.ndarray, "question test"]] = {}
+
     def columns(screening: Screening) -> Float[np.ndarray, "question test"]:
-        return order_columns(screening, names, config)
+        if id(screening) not in made:
+            made[id(screening)] = order_columns(screening, names, config)
+        return made[id(screening)]
 
     values, size = columns(looks[-1]), sizes[len(looks) - 1]
     width = joint_width(looks, columns, config, "order")
     state = order_state(values, width, len(names), config)
     half = size // 2
     first = looks[-2] if len(looks) > 1 and sizes[len(looks) - 2] == half else screened_between(0, half)
-    halves = columns(first), columns(screened_between(half, 2 * half))
+    second = screened_between(half, 2 * half)
+    halves = columns(first), columns(second)
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,22 @@ from scipy.special import ndtri
 from opdscope.config import Config
 from opdscope.core.alignment import (
     advantage_variance,
-    alignment_score,
     gain,
     gain_variance,
     ideal_norm_noise,
     ideal_squared_norm,
-    natural_alignment,
     natural_gain,
     teacher_advantage,
 )
-from opdscope.core.backup import PathLinks, back_up, backed_up_posterior, interval_variance, no_links
+from opdscope.core.backup import backed_up_outcomes, backed_up_posterior, interval_variance
 from opdscope.core.coupling import Coupling
 from opdscope.core.randomness import generator
-from opdscope.core.success import StratumOutcomes, SuccessPrior, draw_priors, mean_success, posterior_success, success_prior
-from opdscope.core.tilt import fit_tilt, shortest_interval, tilted_weights
+from opdscope.core.shortest import shortest_interval
+from opdscope.core.signal_prior import SignalPrior, cell_likelihood, draw_success, fit_signal_prior, scaled_signal
+from opdscope.core.success import StratumOutcomes, draw_priors, mean_success, success_prior
+from opdscope.core.within_tail import Push, draw_cosines
 from opdscope.records import TAIL, Outcome
-from opdscope.summary.paths import read_links
-from opdscope.summary.shared_numbers import read_coupling
+from opdscope.summary.evidence import Evidence, read_evidence
 from opdscope.summary.weights import drawn_nodes, node_weights
 
 PATHS = ("all", "correct", "incorrect")
@@ -39,10 +38,10 @@ PATHS = ("all", "correct", "incorrect")
 _MOST_GROUPS, _NODES_A_GROUP = 4, 48
 """Groups of nodes that have a prior of their own, and the least number of nodes in one."""
 
-_TILT_NODES, _TILT_DRAWS = 1500, 200
-"""How much of a run the two coefficients of a teacher's tilt are fitted to."""
+_REFERENCE_NODES = 1500
+"""Nodes of a run from which it is learned how far a teacher's push and success go together."""
 
-_NODES_AT_ONCE = 1024
+_NODES_AT_ONCE = 512
 """Posterior draws of so many nodes are held at a time."""
 
 
@@ -162,18 +161,14 @@ class Posterior:
     """Squared length of the ideal gradient, corrected for noise; may be negative."""
     differs: Float[np.ndarray, "node"]
     """Chance that strata differ at all, without which there is no cosine."""
-    reference: Int[np.ndarray, "some"]
-    """Nodes from which it is learned how far a teacher's push and success go together."""
-    reference_draws: Float[np.ndarray, "other some stratum"]
-    """What the prior expects of these nodes: draws of success that know no outcome."""
-    spread: Float[np.ndarray, "draw node"]
-    """Variance of success over the vocabulary in each posterior draw, which is the same for every teacher."""
-    reference_spread: Float[np.ndarray, "other some"]
-    """The same in the reference draws."""
+    told: StratumOutcomes
+    """Counts of independent continuations that would tell as much of the differences between strata as everything that is known of them."""
     correlations: Float[np.ndarray, "node stratum stratum"] | None = None
     """Of what is known of a node's strata, where candidates share random numbers; None: independent."""
     coupling: Coupling | None = None
     """How outcomes go together within a node; None where continuations share no random numbers."""
+    variance_left: float | None = None
+    """Share of the variance of outcomes within strata that controls leave; None where outcomes have none."""
 
 
 def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Posterior:
@@ -181,59 +176,38 @@ def node_posterior(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Co
 
     Nodes of `protocol: paper` lie on several paths at once, and nothing is backed up there.
     """
-    backs_up = config.analysis.back_up and config.protocol == "default"
-    links = read_links(tables, nodes.rows) if backs_up else no_links(len(nodes.rows))
-    return linked_posterior(nodes, links, config, read_coupling(tables, config))
+    return evident_posterior(nodes, node_evidence(tables, nodes, config), config)
 
 
-def linked_posterior(nodes: NodeArrays, links: PathLinks, config: Config, coupling: Coupling | None = None) -> Posterior:
-    """Success of every stratum of every node, backed up along these links; each node's draws have their own seed.
+def node_evidence(tables: Mapping[str, pa.Table], nodes: NodeArrays, config: Config) -> Evidence:
+    """How the outcomes of these nodes are to be read."""
+    return read_evidence(tables, nodes.rows, nodes.probs, nodes.is_tail, nodes.outcomes, config)
 
-    Draws are of what differs between candidates: with a coupling they rest on as many continuations as would tell as much of that.
+
+def evident_posterior(nodes: NodeArrays, evidence: Evidence, config: Config) -> Posterior:
+    """Success of every stratum of every node as the evidence has it; each node's draws have their own seed.
+
+    Draws are of what differs between candidates: where random numbers are shared, or outcomes have controls, they rest on as many continuations
+    as would tell as much of that.
     """
     probs, num_draws = nodes.probs, config.analysis.num_draws
-    success = back_up(probs, nodes.outcomes, links, coupling)
-    outcomes, arrivals = nodes.outcomes, links
-    if coupling is not None:
-        outcomes = coupling.effective(outcomes)
-        arrivals = replace(
-            links,
-            num_staying=links.num_staying / coupling.contrast,
-            num_staying_correct=links.num_staying_correct / coupling.contrast,
-        )
+    links, coupling = evidence.links, evidence.coupling
+    success = evidence.success(probs, nodes.outcomes)
+    outcomes, arrivals = evidence.effective(nodes.outcomes)
     sources = [generator(config.seed, "posterior", row["node_id"]) for row in nodes.rows]
     count = len(nodes.rows)
     centres, strengths, differs = np.empty((num_draws, count)), np.empty((num_draws, count)), np.empty(count)
-    reference = np.linspace(0, count - 1, min(count, _TILT_NODES)).astype(np.int64)
-    expected = np.empty((min(num_draws, _TILT_DRAWS), len(reference), probs.shape[1]))
     for group in _groups(nodes):
         own = outcomes.at(group)
-        prior = success_prior(own)
-        drawn = draw_priors(prior, own, num_draws, [sources[i] for i in group])
+        drawn = draw_priors(success_prior(own), own, num_draws, [sources[i] for i in group])
         centres[:, group], strengths[:, group], differs[group] = drawn.mean, drawn.strength, drawn.differs
-        picked = np.flatnonzero(np.isin(reference, group))
-        unseen = [generator(config.seed, "prior", nodes.rows[i]["node_id"]) for i in reference[picked]]
-        expected[:, picked] = _expected(prior, outcomes.at(reference[picked]), len(expected), unseen)
     draws = backed_up_posterior(probs, outcomes, arrivals, centres, strengths, sources)
     noise = ideal_norm_noise(nodes.logprobs, nodes.squared_probs, success.variance, success.correlations)
     ideal = ideal_squared_norm(nodes.logprobs, nodes.squared_probs, success.mean) - noise
-    variance, spread = interval_variance(probs, nodes.outcomes, links, coupling), _spread(nodes.logprobs, draws)
-    return Posterior(
-        success.mean, variance, draws, ideal, differs, reference, expected, spread, _spread(nodes.logprobs[reference], expected),
-        success.correlations, coupling,
-    )  # fmt: skip
-
-
-def _expected(
-    prior: SuccessPrior, outcomes: StratumOutcomes, num_draws: int, generators: Sequence[np.random.Generator]
-) -> Float[np.ndarray, "draw node stratum"]:
-    """Draws of success from the prior, as if nothing had been sampled."""
-    nothing = StratumOutcomes(np.zeros_like(outcomes.num_correct), np.zeros_like(outcomes.num_verified), outcomes.terminal)
-    drawn = draw_priors(prior, nothing, num_draws, generators)
-    result = np.empty((num_draws, *outcomes.terminal.shape))
-    for i, source in enumerate(generators):
-        result[:, i] = posterior_success(nothing.at(i), drawn.mean[:, i], drawn.strength[:, i], 1, source)[0]
-    return result
+    variance = interval_variance(probs, nodes.outcomes, links, coupling, evidence.sums)
+    left = None if evidence.sums is None else evidence.sums.variance_left(nodes.outcomes)
+    told = backed_up_outcomes(probs, outcomes, arrivals)
+    return Posterior(success.mean, variance, draws, ideal, differs, told, success.correlations, coupling, left)
 
 
 def _groups(nodes: NodeArrays) -> list[Int[np.ndarray, "member"]]:
@@ -275,23 +249,26 @@ def _measure(
     teacher_prob, signal, gradient = (padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
     norm = np.array([row["gradient_squared_norm"] for row in rows])
     variance = np.array([row["signal_variance"] for row in rows])
-    tilt = _tilt(index, signal, nodes, posterior)
+    scaled, unit = scaled_signal(nodes.probs[index], signal, posterior.told.at(index))
+    push = Push(nodes.probs[index], nodes.squared_probs[index], nodes.is_tail[index], signal, variance, gradient, norm)
+    prior = _learned(scaled, push.num_tokens, posterior.told.at(index))
     parts: list[list[Float[np.ndarray, "node 3"]]] = []
     for start in range(0, len(index), _NODES_AT_ONCE):
         part = slice(start, start + _NODES_AT_ONCE)
         own = index[part]
-        p, squared = nodes.logprobs[own], nodes.squared_probs[own]
-        mean, noise, draws = posterior.mean[own], posterior.variance[own], posterior.draws[:, own]
+        p, mean, noise = nodes.logprobs[own], posterior.mean[own], posterior.variance[own]
         matched = None if posterior.correlations is None else posterior.correlations[own]
-        level = config.analysis.confidence
-        spread = posterior.spread[:, own]
-        weights = tilted_weights(_features(p, signal[part], draws, spread), tilt)
+        level, told, here = config.analysis.confidence, posterior.told.at(own), push.at(part)
+        sources = [generator(config.seed, "cosine", teacher, objective, nodes.rows[i]["node_id"]) for i in own]
+        likelihood = cell_likelihood(told, scaled[part], here.num_tokens)
+        draws = draw_success(prior, likelihood, told, scaled[part], here.num_tokens, config.analysis.num_draws, sources)
+        score, correlation = draw_cosines(here, draws, unit, sources)
         parts.append(
             [
-                shortest_interval(alignment_score(p, squared, gradient[part], norm[part], draws), weights, level),
+                shortest_interval(score, level),
                 _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise, matched), level),
                 _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise, matched), level),
-                shortest_interval(natural_alignment(p, signal[part], variance[part], draws, spread), weights, level),
+                shortest_interval(correlation, level),
                 _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise, matched), level),
             ]
         )
@@ -301,36 +278,12 @@ def _measure(
     return NodeMeasures(teacher, objective, index, score, euclidean, natural, correlation, advantage, norm, kl, tail)
 
 
-def _tilt(
-    index: Int[np.ndarray, "node"], signal: Float[np.ndarray, "node stratum"], nodes: NodeArrays, posterior: Posterior
-) -> Float[np.ndarray, "feature"]:
-    """How far a teacher's push goes together with success, learned from the reference nodes that it has a signal at."""
-    _, where, which = np.intersect1d(index, posterior.reference, assume_unique=True, return_indices=True)
-    own, push = index[where], signal[where]
-    p, known = nodes.logprobs[own], posterior.draws[:_TILT_DRAWS, own]
-    seen = _features(p, push, known, posterior.spread[:_TILT_DRAWS, own])
-    return fit_tilt(seen, _features(p, push, posterior.reference_draws[:, which], posterior.reference_spread[:, which]))
-
-
-def _spread(logprobs: Float[np.ndarray, "node stratum"], draws: Float[np.ndarray, "draw node stratum"]) -> Float[np.ndarray, "draw node"]:
-    found = np.empty(draws.shape[:2])
-    for start in range(0, len(logprobs), _NODES_AT_ONCE):
-        part = slice(start, start + _NODES_AT_ONCE)
-        found[:, part] = ideal_squared_norm(logprobs[part], np.exp(logprobs[part]), draws[:, part])
-    return found
-
-
-def _features(
-    logprobs: Float[np.ndarray, "node stratum"],
-    signal: Float[np.ndarray, "node stratum"],
-    draws: Float[np.ndarray, "draw node stratum"],
-    spread: Float[np.ndarray, "draw node"],
-) -> Float[np.ndarray, "draw node 2"]:
-    """Natural gain and variance of success of each draw; zero where a signal is infinite."""
-    with np.errstate(invalid="ignore"):
-        product = natural_gain(logprobs, signal, draws)
-    product = np.where(np.isfinite(product), product, 0.0)
-    return np.stack([product, spread], axis=-1)
+def _learned(
+    scaled: Float[np.ndarray, "node stratum"], num_tokens: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes
+) -> SignalPrior:
+    """How far a teacher's push goes together with success, learned from nodes spread evenly over the run."""
+    picked = np.linspace(0, len(scaled) - 1, min(len(scaled), _REFERENCE_NODES)).astype(np.int64)
+    return fit_signal_prior(cell_likelihood(outcomes.at(picked), scaled[picked], num_tokens[picked]))
 
 
 def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:

@@ -21,9 +21,7 @@ def read_links(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]
         tables: Every table of the run by name.
         rows: Stored rows of the nodes, those of a path in order of position. A node that is not among them is as if it had not been drawn.
     """
-    following = _following(rows)
-    tokens = _by_path(tables["rollouts"], "token_ids", rows)
-    steps = [_steps(rows, tokens, i, int(j)) for i, j in enumerate(following)]
+    following, steps = _following(rows), path_steps(tables, rows)
     stratum = _taken_strata(tables["strata"], rows, steps)
     logprobs = _by_path(tables["student_positions"], "logprob", rows)
     stay_prob = np.ones(len(rows))
@@ -35,6 +33,17 @@ def read_links(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]
     return PathLinks(np.where(stratum >= 0, following, -1), stratum, staying, correct, stay_prob)
 
 
+def path_steps(tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
+    """The path's tokens from each node to the next one of the same path, the node's own first; none at the last node of a path.
+
+    Args:
+        tables: Every table of the run by name.
+        rows: As for :func:`read_links`.
+    """
+    tokens = _by_path(tables["rollouts"], "token_ids", rows)
+    return [_steps(rows, tokens, i, int(j)) for i, j in enumerate(_following(rows))]
+
+
 def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     """The rows of a list column as views of the stored values, since there may be very many."""
     found: list[np.ndarray] = []
@@ -42,6 +51,11 @@ def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
         flat, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
         found += [flat[start:stop] for start, stop in itertools.pairwise(offsets)]
     return found
+
+
+def list_lengths(column: pa.ChunkedArray) -> Int[np.ndarray, "row"]:
+    """Numbers of entries in the rows of a list column."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks)]).astype(np.int64)
 
 
 def _path(row: Mapping[str, Any]) -> _Path:

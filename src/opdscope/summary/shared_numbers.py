@@ -6,26 +6,29 @@ import numpy as np
 import pyarrow as pa
 
 from opdscope.config import Config
+from opdscope.core.controlled import Controlled
 from opdscope.core.coupling import Coupling, estimate_coupling
 from opdscope.records import Outcome
 
 
-def read_coupling(tables: Mapping[str, pa.Table], config: Config) -> Coupling | None:
+def read_coupling(tables: Mapping[str, pa.Table], config: Config, controlled: Controlled | None = None) -> Coupling | None:
     """Estimated from all stored continuations; None where each has random numbers of its own.
 
     Args:
         tables: Every table of the run by name.
         config: The run's configuration.
+        controlled: Outcomes less their controls, one for each row of the table; None: they have none.
     """
     settings = config.targeted
     if config.protocol != "default" or not (settings.common_random_numbers or settings.antithetic):
         return None
     found: dict[str, dict[tuple[int, int], float]] = {}
     columns = ["node_id", "stratum", "continuation_index", "outcome"]
-    for row in tables["continuations"].select(columns).to_pylist():
+    rows = tables["continuations"].select(columns).to_pylist()
+    values = [float(row["outcome"] == Outcome.CORRECT) for row in rows] if controlled is None else controlled.outcomes.tolist()
+    for row, value in zip(rows, values, strict=True):
         if row["outcome"] != Outcome.UNVERIFIABLE:
-            place = row["stratum"], row["continuation_index"]
-            found.setdefault(row["node_id"], {})[place] = float(row["outcome"] == Outcome.CORRECT)
+            found.setdefault(row["node_id"], {})[row["stratum"], row["continuation_index"]] = value
     outcomes: list[np.ndarray] = []
     for own in found.values():
         array = np.full((1 + max(j for j, _ in own), 1 + max(k for _, k in own)), np.nan)
@@ -35,7 +38,11 @@ def read_coupling(tables: Mapping[str, pa.Table], config: Config) -> Coupling | 
     pushes = _pushes(tables)
     weights = [pushes.get(node_id, np.zeros(0)) for node_id in found]
     weights = [np.pad(own, (0, max(len(array) - len(own), 0)))[: len(array)] for own, array in zip(weights, outcomes, strict=True)]
-    return estimate_coupling(outcomes, weights, pairs=settings.antithetic, across=settings.common_random_numbers)
+    kept = None
+    if controlled is not None:
+        of_node = dict(zip((row["node_id"] for row in rows), controlled.kept.tolist(), strict=True))
+        kept = np.array([of_node[node_id] for node_id in found])
+    return estimate_coupling(outcomes, weights, pairs=settings.antithetic, across=settings.common_random_numbers, kept=kept)
 
 
 def _pushes(tables: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:

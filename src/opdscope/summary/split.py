@@ -11,10 +11,7 @@ from jaxtyping import Float
 from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.aggregation import Estimate, clustered_mean
 from opdscope.core.alignment import gain_variance, natural_gain
-from opdscope.core.backup import back_up, no_links
-from opdscope.summary.nodes import NodeArrays, padded, read_nodes
-from opdscope.summary.paths import read_links
-from opdscope.summary.shared_numbers import read_coupling
+from opdscope.summary.nodes import NodeArrays, node_evidence, padded, read_nodes
 from opdscope.summary.weights import node_weights
 
 HARDLY = 0.1
@@ -69,8 +66,7 @@ def measure_split(tables: Mapping[str, pa.Table], config: Config) -> list[Split]
     nodes = read_nodes(tables)
     if not nodes.rows:
         return []
-    links = read_links(tables, nodes.rows) if config.analysis.back_up else no_links(len(nodes.rows))
-    success = back_up(nodes.probs, nodes.outcomes, links, read_coupling(tables, config))
+    success = node_evidence(tables, nodes, config).success(nodes.probs, nodes.outcomes)
     index = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
     found: list[Split] = []
     for teacher in (t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS):

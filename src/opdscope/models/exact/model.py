@@ -164,9 +164,10 @@ class ExactScorer:
         """See :class:`~opdscope.models.base.Scorer`."""
         places: list[tuple[Float[np.ndarray, "position state token"], int, int]] = []
         for request in requests:
-            table = self._model.logprobs(request.prompt_ids)
-            states = _walk(self._next_states, request.response_ids[: max(request.positions, default=0)])
-            places += [(table, position, int(states[position])) for position in request.positions]
+            prompt, begun = _split(request.prompt_ids, self._model.vocab_size)
+            table, first = self._model.logprobs(prompt), len(begun)
+            states = _walk(self._next_states, (*begun, *request.response_ids[: max(request.positions, default=0)]))
+            places += [(table, first + position, int(states[first + position])) for position in request.positions]
             if progress is not None:
                 progress(max(request.positions, default=0))
         return ExactEncoding(places, self.vocab_size)
