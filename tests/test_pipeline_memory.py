@@ -1,6 +1,7 @@
 """Rows over a large vocabulary are never kept: ten times the rollouts cost no more memory."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -37,5 +38,5 @@ def test_peak_memory_does_not_grow_with_rollouts_at_a_vocabulary_of_150_000(tmp_
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     kept_rows = (MANY - FEW) * LENGTH * NUM_OTHERS * 4  # of one model; 0.5 GB
-    # the allocator's scatter between two runs is a few chunks of 16 rows, 10 MB each
-    assert peak(MANY) - peak(FEW) < kept_rows / 10
+    # the allocator's scatter between two runs is a few chunks of 16 rows, 10 MB each; now and then it is more, and kept rows would show in every run
+    assert statistics.median(peak(MANY) for _ in range(3)) - statistics.median(peak(FEW) for _ in range(3)) < kept_rows / 10
