@@ -17,13 +17,13 @@ from opdscope.training.curriculum import check_curriculum, in_order, question_ke
 from opdscope.training.learning_rate import LearningRateFactor
 from opdscope.training.loss import LossRequest, Observer, TokenWeights, beta_of, check_kernel, objective_of, weighted_divergence_loss
 from opdscope.training.outcomes import RewardFunction, check_outcome_weights, cut_off, judge, weights_by_outcome
-from opdscope.training.teacher_prompts import PLAIN, TeacherPrompt, check_context, check_prompts, teacher_rows
+from opdscope.training.teacher_prompts import PLAIN, SwitchableContext, TeacherPrompt, check_prompts, teacher_rows
 
 _trl: Any = distillation_trainer
 _DistillationTrainer: Any = _trl.DistillationTrainer
 
 
-class MonitoredDistillationTrainer(_DistillationTrainer):
+class MonitoredDistillationTrainer(SwitchableContext, _DistillationTrainer):
     """On-policy distillation whose push can be weighted, filtered, redirected and watched."""
 
     def __init__(
@@ -96,23 +96,9 @@ class MonitoredDistillationTrainer(_DistillationTrainer):
         self.beta = beta_of(name)
 
     @property
-    def context(self) -> str:
-        """Name of the context that the teacher is shown; assigning another one takes effect with the next generated batch."""
-        return self._context
-
-    @context.setter
-    def context(self, name: str) -> None:
-        self._context = check_context(name, self.contexts)
-
-    @property
     def has_outcomes(self) -> bool:
         """Whether responses are verified."""
         return self._reward_func is not None
-
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """Names of all contexts."""
-        return PLAIN, *self._teacher_prompts
 
     @property
     def distillation_weight(self) -> float:

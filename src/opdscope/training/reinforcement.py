@@ -13,7 +13,7 @@ from opdscope.errors import TrainingError
 from opdscope.training.curriculum import check_curriculum, in_order, question_key, question_number
 from opdscope.training.loss import LossRequest, Observer, TokenWeights, beta_of, check_kernel, objective_of, weighted_divergence_loss
 from opdscope.training.outcomes import check_outcome_weights, cut_off, weights_by_outcome
-from opdscope.training.teacher_prompts import PLAIN, TeacherPrompt, check_context, check_prompts, teacher_rows
+from opdscope.training.teacher_prompts import PLAIN, SwitchableContext, TeacherPrompt, check_prompts, teacher_rows
 
 _GRPOTrainer: Any = grpo_trainer.GRPOTrainer
 
@@ -23,7 +23,7 @@ _SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_sca
 """Settings of models that multiply their logits."""
 
 
-class MonitoredGRPOTrainer(_GRPOTrainer):
+class MonitoredGRPOTrainer(SwitchableContext, _GRPOTrainer):
     """(1 - w) GRPO + w distillation, watched."""
 
     def __init__(
@@ -86,23 +86,9 @@ class MonitoredGRPOTrainer(_GRPOTrainer):
         self._distillation_beta = beta_of(name)
 
     @property
-    def context(self) -> str:
-        """Name of the context that the teacher is shown; assigning another one takes effect with the next generated batch."""
-        return self._context
-
-    @context.setter
-    def context(self, name: str) -> None:
-        self._context = check_context(name, self.contexts)
-
-    @property
     def has_outcomes(self) -> bool:
         """Always, by the rewards."""
         return True
-
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """Names of all contexts."""
-        return PLAIN, *self._teacher_prompts
 
     @property
     def distillation_weight(self) -> float:

@@ -41,6 +41,27 @@ def check_context(name: str, known: Sequence[str]) -> str:
     return name
 
 
+class SwitchableContext:
+    """A trainer whose teacher may be shown another context mid-run; its class keeps the prompts of all of them."""
+
+    _teacher_prompts: dict[str, TeacherPrompt]
+    _context: str
+
+    @property
+    def context(self) -> str:
+        """Name of the context that the teacher is shown; assigning another one takes effect with the next generated batch."""
+        return self._context
+
+    @context.setter
+    def context(self, name: str) -> None:
+        self._context = check_context(name, self.contexts)
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Names of all contexts."""
+        return PLAIN, *self._teacher_prompts
+
+
 def teacher_rows(
     inputs: Sequence[Mapping[str, Any]],
     prompt: TeacherPrompt | None,

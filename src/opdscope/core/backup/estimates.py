@@ -1,59 +1,15 @@
-r"""Success backed up along paths: what is found at a later node of a path informs the earlier ones.
+"""Unbiased success with later nodes taken into account, its variance, and that of an interval."""
 
-Nodes :math:`u_1, u_2, \dots` lie on one path. A continuation from :math:`u_i` that was forced through the path's own token *stays* if it
-repeats the path until it arrives at :math:`u_{i+1}`, else it *leaves*. From its arrival on, one that stays is a student sample from
-:math:`u_{i+1}`, whose value has continuations of its own and those of all later nodes; the mass that leaves is a stratum of its own. Nodes of
-different paths share nothing.
-"""
-
-# pyright: reportMissingTypeStubs=false
-# pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy.special import xlog1py, xlogy
+from jaxtyping import Float, Int
 
 from opdscope.core.alignment import variance_of_sum
+from opdscope.core.backup.links import PathLinks, from_last_to_first, linked_nodes, require_same_nodes
 from opdscope.core.controlled import OutcomeSums, added_squares, count_sums
 from opdscope.core.coupling import Coupling
-from opdscope.core.success import StratumOutcomes, fill_unsampled, posterior_success
-from opdscope.errors import ShapeError
-
-_ITERATIONS = 40
-"""Of a fixed point whose error at least halves with each."""
-
-
-@dataclass(frozen=True)
-class PathLinks:
-    """How the nodes of a path hang together: one entry per node."""
-
-    next_node: Int[np.ndarray, "node"]
-    """Index of the next measured node of the same path, larger than the node's own; -1 where nothing is to be backed up: at the last node of
-    a path, and where the path's token has no stratum to itself. What the other fields hold there is ignored."""
-    stratum: Int[np.ndarray, "node"]
-    """Stratum of the path's token."""
-    num_staying: Int[np.ndarray, "node"] | Float[np.ndarray, "node"]
-    """Verified continuations of that stratum that repeat the path up to the next node."""
-    num_staying_correct: Int[np.ndarray, "node"] | Float[np.ndarray, "node"]
-    """Of these, the correct ones."""
-    stay_prob: Float[np.ndarray, "node"]
-    """Probability that the student, after the path's token, repeats the path up to the next node."""
-
-    def __post_init__(self) -> None:
-        shapes = {field.shape for field in (self.next_node, self.stratum, self.num_staying, self.num_staying_correct, self.stay_prob)}
-        if len(shapes) > 1:
-            raise ShapeError(f"expected one entry per node in every field of the links, found shapes {sorted(shapes)}")
-        if np.any((self.next_node >= 0) & (self.next_node <= np.arange(len(self.next_node)))):
-            raise ValueError("a link leads to the node itself or to an earlier one; sort the nodes of each path by position")
-
-
-def no_links(num_nodes: int) -> PathLinks:
-    """Links that lead nowhere: every node stands alone."""
-    nothing = np.zeros(num_nodes, dtype=np.int64)
-    return PathLinks(np.full(num_nodes, -1), nothing, nothing, nothing, np.ones(num_nodes))
+from opdscope.core.success import StratumOutcomes, fill_unsampled
 
 
 @dataclass(frozen=True)
@@ -149,7 +105,7 @@ def _backed_up(
 
     `added` outcomes of either kind, 0 or 1, enter the variances but no mean and no weight.
     """
-    _check_shapes(student_probs, outcomes, links)
+    require_same_nodes(student_probs, outcomes, links)
     factor = 1.0 if coupling is None else 1.0 + coupling.pair
     own_sums = count_sums(outcomes, links.stratum, links.num_staying_correct) if sums is None else sums
     success, noise = _own_success(outcomes, own_sums, added)
@@ -157,11 +113,11 @@ def _backed_up(
     correlations = None
     if coupling is not None and coupling.across:
         counts = np.where(np.isnan(outcomes.terminal), outcomes.num_verified, 0)
-        linked = np.flatnonzero(_linked(student_probs, outcomes, links))
+        linked = np.flatnonzero(linked_nodes(student_probs, outcomes, links))
         counts[linked, links.stratum[linked]] = 0
         correlations = coupling.correlations(counts)
     spread = np.where(np.isnan(outcomes.terminal), 1.0 / np.maximum(outcomes.num_verified, 1), 0.0)
-    for own in _from_last_to_first(student_probs, outcomes, links):
+    for own in from_last_to_first(student_probs, outcomes, links):
         following, place = links.next_node[own], (own, links.stratum[own])
         matched = None if correlations is None else correlations[following]
         value = _node_values(student_probs[following], success[following], variance[following], spread[following], matched)
@@ -206,6 +162,7 @@ def interval_variance(
         Agresti and Coull (1998), Approximate is better than "exact" for interval estimation of binomial proportions.
 
     Example:
+        >>> from opdscope.core.backup import no_links
         >>> outcomes = StratumOutcomes(np.array([[2, 0, 0]]), np.array([[2, 6, 0]]), np.full((1, 3), np.nan))
         >>> interval_variance(np.array([[0.6, 0.3, 0.1]]), outcomes, no_links(1)).round(4).tolist()
         [[0.0938, 0.0182, 0.0833]]
@@ -213,138 +170,6 @@ def interval_variance(
     count, known = outcomes.num_verified, ~np.isnan(outcomes.terminal)
     _, variance, _ = _backed_up(student_probs, outcomes, links, 1, coupling, sums)
     return np.where((count > 0) | known, variance, 1.0 / 12.0)
-
-
-def backed_up_outcomes(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> StratumOutcomes:
-    r"""Counts of independent continuations that would tell as much of each stratum as its own and those of later nodes do.
-
-    Args:
-        student_probs: Student probability of each stratum, summing to one.
-        outcomes: Verdicts of each node's own continuations.
-        links: Which strata lead on to other nodes.
-
-    Returns:
-        The outcomes as they are, but for the strata that lead on: there n and c solve :math:`c = n \bar S` with the backed-up success and
-        :math:`\tilde S (1 - \tilde S) / n = v` with :math:`\tilde S = (c + 1) / (n + 2)` and the variance of :func:`interval_variance`.
-
-    Raises:
-        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
-
-    Example:
-        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
-        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
-        >>> backed_up_outcomes(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links).num_verified.round(1).tolist()
-        [[10.4, 4.0], [8.0, 8.0]]
-    """
-    _check_shapes(student_probs, outcomes, links)
-    rows = np.flatnonzero(_linked(student_probs, outcomes, links))
-    place = rows, links.stratum[rows]
-    mean = np.clip(back_up(student_probs, outcomes, links).mean[place], 0.0, 1.0)
-    variance = np.maximum(interval_variance(student_probs, outcomes, links)[place], 1e-9)
-    count = np.maximum(outcomes.num_verified[place].astype(np.float64), 1.0)
-    for _ in range(_ITERATIONS):
-        share = (count * mean + 1.0) / (count + 2.0)
-        # the step alone would overshoot; the geometric mean halves its error
-        count = np.sqrt(count * share * (1.0 - share) / variance)
-    verified, correct = (values.astype(np.float64) for values in (outcomes.num_verified, outcomes.num_correct))
-    verified[place], correct[place] = count, count * mean
-    return StratumOutcomes(correct, verified, outcomes.terminal)
-
-
-def backed_up_posterior(
-    student_probs: Float[np.ndarray, "node stratum"],
-    outcomes: StratumOutcomes,
-    links: PathLinks,
-    prior_means: Float[np.ndarray, "draw node"],
-    strengths: Float[np.ndarray, "draw node"],
-    generators: Sequence[np.random.Generator],
-) -> Float[np.ndarray, "draw node stratum"]:
-    r"""Draws of every stratum's success given its outcomes and those of later nodes.
-
-    Args:
-        student_probs: Student probability of each stratum, summing to one.
-        outcomes: Verdicts of each node's own continuations.
-        links: Which strata lead on to other nodes.
-        prior_means: Draws of the centre of each node's prior, from :func:`opdscope.core.success.draw_priors`.
-        strengths: Its strength κ in the same draws, in continuations.
-        generators: Source of randomness of each node.
-
-    Returns:
-        Draws in [0, 1]. Strata that :func:`back_up` leaves as they are have the draws of
-        :func:`opdscope.core.success.posterior_success`.
-
-    Raises:
-        ShapeError: If probabilities, outcomes and links are not about the same nodes and strata.
-
-    Notes:
-        :math:`S = \rho V + (1 - \rho) L` with ρ the staying probability, :math:`L \sim \operatorname{Beta}(\kappa m + c, \kappa (1 - m) + w)`
-        for c correct and w wrong among the continuations that leave, and V the next node's value, :math:`\sum_j p_j S_j` over that node's
-        draws. Arrivals enter by Bayes' rule: V's draws are drawn again with weights :math:`V^a (1 - V)^b` for a correct and b wrong ones.
-
-    References:
-        Smith and Gelfand (1992), Bayesian statistics without tears: a sampling–resampling perspective.
-
-    Example:
-        >>> outcomes = StratumOutcomes(np.array([[2, 1], [6, 2]]), np.array([[4, 4], [8, 8]]), np.full((2, 2), np.nan))
-        >>> links = PathLinks(np.array([1, -1]), np.array([0, 0]), np.array([3, 0]), np.array([2, 0]), np.array([0.8, 1.0]))
-        >>> sources = [np.random.default_rng(node) for node in range(2)]
-        >>> draws = backed_up_posterior(np.array([[0.9, 0.1], [0.5, 0.5]]), outcomes, links, np.full((400, 2), 0.5), np.full((400, 2), 2.0), sources)
-        >>> draws.shape, bool(0.4 < draws[:, 0, 0].mean() < 0.5)
-        ((400, 2, 2), True)
-    """
-    _check_shapes(student_probs, outcomes, links)
-    draws = np.empty((len(prior_means), *student_probs.shape))
-    linked = _linked(student_probs, outcomes, links)
-    for i in reversed(range(len(student_probs))):
-        one = outcomes.at(i)
-        draws[:, i] = posterior_success(one, prior_means[:, i], strengths[:, i], 1, generators[i])[0]
-        if linked[i]:
-            y, j = int(links.stratum[i]), int(links.next_node[i])
-            stay, stay_correct = float(links.num_staying[i]), float(links.num_staying_correct[i])
-            value = draws[:, j] @ student_probs[j] / np.sum(student_probs[j])
-            value = _resampled(value, stay_correct, stay - stay_correct, generators[i])
-            correct = one.num_correct[y] - stay_correct
-            wrong = one.num_verified[y] - one.num_correct[y] - (stay - stay_correct)
-            centre = prior_means[:, i]
-            left = generators[i].beta(strengths[:, i] * centre + correct, strengths[:, i] * (1.0 - centre) + wrong)
-            draws[:, i, y] = links.stay_prob[i] * value + (1.0 - links.stay_prob[i]) * left
-    return draws
-
-
-def _resampled(value: Float[np.ndarray, "draw"], correct: float, wrong: float, generator: np.random.Generator) -> Float[np.ndarray, "draw"]:
-    """Draws of a chance after so many more outcomes; evenly spaced ticks, so that without any the draws stay as they are."""
-    inside = np.clip(value, 1e-9, 1.0 - 1e-9)  # a chance of exactly 0 or 1 would leave no draw any weight where verdicts disagree with it
-    fit = xlogy(correct, inside) + xlog1py(wrong, -inside)
-    upper = np.cumsum(np.exp(fit - fit.max()))
-    ticks = (np.arange(len(value)) + generator.random()) * (upper[-1] / len(value))
-    return value[np.searchsorted(upper[:-1], ticks, side="right")]
-
-
-def _check_shapes(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> None:
-    if student_probs.shape != outcomes.num_verified.shape or len(student_probs) != len(links.next_node):
-        raise ShapeError(
-            f"expected probabilities and outcomes of the {len(links.next_node)} linked nodes, "
-            f"found shapes {student_probs.shape} and {outcomes.num_verified.shape}"
-        )
-
-
-def _linked(student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks) -> Bool[np.ndarray, "node"]:
-    """Nodes whose path's token was sampled and whose next node has a value to back up."""
-    known = (outcomes.num_verified > 0) | ~np.isnan(outcomes.terminal)
-    has_value = np.sum(np.where(known, student_probs, 0.0), axis=-1) > 0
-    sampled = outcomes.num_verified[np.arange(len(student_probs)), links.stratum] > 0
-    return (links.next_node >= 0) & has_value[links.next_node] & sampled
-
-
-def _from_last_to_first(
-    student_probs: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes, links: PathLinks
-) -> list[Int[np.ndarray, "own"]]:
-    """Linked nodes in groups, each node in a later group than the one that it leads to."""
-    linked = _linked(student_probs, outcomes, links)
-    steps = np.zeros(len(linked), dtype=np.int64)
-    for i in reversed(np.flatnonzero(linked).tolist()):
-        steps[i] = steps[links.next_node[i]] + 1
-    return [np.flatnonzero(steps == step) for step in range(1, int(steps.max(initial=0)) + 1)]
 
 
 def _node_values(
