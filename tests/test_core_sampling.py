@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from opdscope.core.sampling import (
     allocate_continuations,
     choose_candidates,
+    importance_per_cost,
     inclusion_probabilities,
     node_importance,
     systematic_sample,
+    variance_importance,
 )
 from opdscope.errors import ShapeError
 
@@ -108,6 +110,32 @@ def test_importance_ignores_the_size_of_a_whole_teacher():
     # a KL that rounding left below zero, and a teacher that is the student everywhere
     assert np.all(np.isfinite(node_importance(collision, np.array([np.full(9, -1e-9), kl[0]]))))
     np.testing.assert_array_equal(node_importance(collision, np.zeros((1, 9))), 0.0)
+
+
+def test_importance_for_the_variance_makes_the_sum_of_gains_vary_least():
+    generator = np.random.default_rng(5)
+    kl, settled, cost = generator.exponential(size=(2, 20)), generator.dirichlet(np.ones(20)), generator.uniform(1, 50, size=20)
+    # the model of the docstring: a gain as large as it can be and noise of n continuations, each teacher in units of its own push
+    moment = np.mean(kl / kl.mean(axis=1, keepdims=True), axis=0) * (settled + 1 / 32)
+    best = variance_importance(kl, settled, 32)
+    np.testing.assert_allclose(best**2, moment, rtol=1e-12)
+    dear = importance_per_cost(best, cost)
+
+    def product(weights):
+        return np.sum(moment / weights) * np.sum(weights * cost)
+
+    def variance(weights):
+        return np.sum(moment / weights) * np.sum(weights)
+
+    for _ in range(200):
+        other = np.exp(generator.normal(scale=0.3, size=20))
+        assert variance(best) < variance(best * other)
+        assert product(dear) < product(dear * other)
+
+
+def test_importance_for_the_variance_ignores_teachers_that_push_nowhere():
+    kl, settled = np.array([[1.0, 3.0], [0.0, 0.0]]), np.array([0.4, 0.6])
+    np.testing.assert_allclose(variance_importance(kl, settled, 8), variance_importance(kl[:1], settled, 8) / np.sqrt(2), rtol=1e-12)
 
 
 def test_success_spread_is_bounded_by_the_students_freedom():

@@ -21,6 +21,7 @@ import allocator
 import continuation_controls
 import early_ends
 import expansion
+import inclusion
 import nodes
 import ranking
 import real_pair
@@ -48,6 +49,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "transformer": lambda: [transformer.gains()],
     "pair": real_pair.gains,
     **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
+    "inclusion": lambda: [inclusion.inclusion(24, 16, 4)],
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],

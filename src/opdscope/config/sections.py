@@ -178,6 +178,11 @@ class TargetedConfig(_Strict):
     """Nodes drawn on each path with known inclusion probabilities."""
     uniform_share: float = Field(default=0.25, gt=0, le=1)
     """Share of the inclusion probability that is spread evenly, so that no node has probability zero."""
+    include_by_range: bool = True
+    """Draw nodes where ordinary rollouts say that outcomes are settled, besides where teachers push; off: where the student is free and teachers
+    push."""
+    include_by_cost: bool = True
+    """Draw later nodes more often than earlier ones, as their continuations are shorter: the least variance for a number of tokens, not of nodes."""
     max_candidates: int = Field(default=6, ge=1)
     """Most tokens measured one by one at a node; the rest of the student's distribution is the tail stratum."""
     min_candidate_prob: float = Field(default=0.01, gt=0, lt=1)

@@ -32,6 +32,58 @@ def node_importance(
     return np.sqrt(np.maximum(1.0 - collision, 0.0)) * np.mean(scaled, axis=0)
 
 
+def variance_importance(
+    reverse_kl: Float[np.ndarray, "teacher position"], settled: Float[np.ndarray, "position"], continuations: float
+) -> Float[np.ndarray, "position"]:
+    r"""How much a position is expected to add to the variance of a sum of gains if nodes are drawn: by what its gain may be, and by its noise.
+
+    Args:
+        reverse_kl: KL(student ‖ teacher) of each real teacher at each position, in nats.
+        settled: Share of the outcome's variance that is settled at each position (:mod:`opdscope.core.early_range`).
+        continuations: How many a node gets.
+
+    Returns:
+        Non-negative weights without a unit.
+
+    Notes:
+        A node drawn with probability π adds :math:`(g^2 + \sigma^2) / \pi` to the second moment of a Horvitz-Thompson sum. The gain is at most
+        :math:`\operatorname{sd}_p(S) \operatorname{sd}_p(f)`, with :math:`\operatorname{Var}_p(S) = \rho_t \operatorname{Var}(R)`; n continuations
+        leave noise of about :math:`\operatorname{Var}_p(f) \operatorname{Var}(R) / n`; and :math:`\operatorname{Var}_p(f) \approx 2 KL`. So the best
+        π are proportional to :math:`\sqrt{\sum_k \frac{KL_{kt}}{E_s KL_{ks}} \Big(\rho_t + \frac1n\Big)}`, each teacher in units of its own push.
+
+    References:
+        Särndal, Swensson and Wretman (1992), Model Assisted Survey Sampling, section 12.2: inclusion in proportion to expected size.
+
+    Example:
+        >>> variance_importance(np.array([[1.0, 1.0]]), np.array([0.99, 0.0]), 100).round(6).tolist()
+        [1.0, 0.1]
+    """
+    mean = np.mean(reverse_kl, axis=-1, keepdims=True)
+    push = np.mean(np.maximum(reverse_kl, 0.0) / np.where(mean > 0, mean, 1.0), axis=0)
+    return np.sqrt(push * (settled + 1.0 / continuations))
+
+
+def importance_per_cost(importance: Float[np.ndarray, "position"], cost: Float[np.ndarray, "position"]) -> Float[np.ndarray, "position"]:
+    r"""Weights of inclusion for the least variance over cost where nodes are not equally dear.
+
+    Args:
+        importance: Weights for nodes that are.
+        cost: Tokens of a continuation from each position, positive: a late node has a shorter one.
+
+    Returns:
+        :math:`\text{importance} / \sqrt{\text{cost}}`, with which :math:`\sum_t \text{importance}_t^2 / \pi_t` is smallest for given
+        :math:`\sum_t \pi_t \text{cost}_t`.
+
+    References:
+        Cochran (1977), Sampling Techniques, section 5.5, for unequal costs.
+
+    Example:
+        >>> importance_per_cost(np.array([1.0, 1.0]), np.array([1.0, 4.0])).tolist()
+        [1.0, 0.5]
+    """
+    return importance / np.sqrt(cost)
+
+
 def inclusion_probabilities(
     importance: Float[np.ndarray, "position"], num_nodes: int, uniform_share: float
 ) -> Float[np.ndarray, "position"]:

@@ -1,7 +1,8 @@
 """Where targeted rollouts start: paths, nodes with known inclusion probabilities, candidates and the tail, and how many continuations each gets.
 
-Everything here is decided from probabilities alone, before any continuation is drawn; of a path's own outcome only the class is used, to draw
-as many paths from correct as from incorrect rollouts, with their inclusion probabilities kept.
+Everything here is decided from probabilities and ordinary rollouts, before any continuation is drawn. Ordinary rollouts say where outcomes are
+settled, which moves the inclusion probabilities of nodes, and of a path's own outcome the class is used, to draw as many paths from correct as from
+incorrect rollouts; both are divided out again, and continuations are fresh, so that nothing of it biases what is estimated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,10 @@ from opdscope.core.sampling import (
     allocate_continuations,
     choose_candidates,
     inclusion_probabilities,
-    node_importance,
     systematic_sample,
 )
 from opdscope.pipeline.experiment import Experiment, unit_names
+from opdscope.pipeline.importance import PositionImportance
 from opdscope.pipeline.nulls import NullTeacher, RowKey, null_teachers
 from opdscope.pipeline.paths import draw_paths, verified_rollouts
 from opdscope.pipeline.scores import Response, Scores, teacher_prompts, to_numpy
@@ -96,15 +97,7 @@ class _PathReader:
     def __init__(self, experiment: Experiment, draws: Mapping[str, int] | None = None) -> None:
         self._experiment, self._draws = experiment, draws
         self._rollouts = verified_rollouts(experiment)
-        self._collision = {
-            (row["question_id"], row["rollout_index"]): np.array(row["collision"])
-            for row in experiment.run.table("student_positions").select(["question_id", "rollout_index", "collision"]).to_pylist()
-        }
-        self._push: dict[tuple[str, int], list[np.ndarray]] = {}
-        columns = ["question_id", "rollout_index", "teacher", "reverse_kl"]
-        for row in experiment.run.table("teacher_positions").select(columns).to_pylist():
-            if row["teacher"] in experiment.teachers:
-                self._push.setdefault((row["question_id"], row["rollout_index"]), []).append(np.array(row["reverse_kl"]))
+        self._importance = PositionImportance(experiment)
 
     def paths(self, question_id: str, whole: bool = False) -> list[Path]:
         """The paths of a question that have such nodes; `whole` adds those of the first draw to what further draws bring."""
@@ -113,9 +106,7 @@ class _PathReader:
         chosen: list[Path] = []
         for row, outcome, path_inclusion in draw_paths(seed, question_id, self._rollouts.get(question_id, []), settings.paths_per_outcome):
             key = (question_id, row["rollout_index"])
-            push = np.array(self._push.get(key, [np.ones(len(row["token_ids"]))]))
-            importance = node_importance(self._collision[key], push)
-            inclusion = inclusion_probabilities(importance, settings.nodes_per_path, settings.uniform_share)
+            inclusion = inclusion_probabilities(self._importance.weights(key), settings.nodes_per_path, settings.uniform_share)
             start = float(generator(seed, "nodes", *key).random())
             positions = systematic_sample(inclusion, start)
             if self._draws is not None:

@@ -175,11 +175,12 @@ def _at(foretold: float | None, stage: PlannedStage, speed: float | None) -> Pla
 
 
 def _continuations(config: Config, paths: int, length: float, speed: float | None) -> PlannedStage:
-    """A node lies somewhere on its path: on average half of the response is still to come."""
+    """A node lies somewhere on its path: on average half of the response is still to come, or a third where inclusion goes by the root of that."""
     if config.paper is not None:
         return _paper_continuations(config, config.paper, paths, length, speed)
     targeted, target = config.targeted, config.target
-    nodes, per_sample = paths * targeted.nodes_per_path, max(length * 0.5, 1.0)
+    left = 0.5 * targeted.uniform_share + (1.0 - targeted.uniform_share) / 3.0 if targeted.include_by_cost else 0.5
+    nodes, per_sample = paths * targeted.nodes_per_path, max(length * left, 1.0)
     if target.kind == "each_node":
         samples = nodes * targeted.continuations_per_node
         most, name = samples * config.rollouts.max_completion_length, "continuations"
