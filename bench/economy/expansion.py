@@ -10,7 +10,7 @@ from worlds import REAL, WORLDS, Question, question, roll_out
 from opdscope.core.allocation import allocate_tokens, target_weights
 from opdscope.core.expansion import best_draws, drawing_variance, refined_sample
 from opdscope.core.randomness import generator
-from opdscope.core.sampling import inclusion_probabilities, node_importance
+from opdscope.core.sampling import importance_per_cost, inclusion_probabilities, node_importance
 
 DRAWS = (1, 2, 4, 8)
 BUDGETS = (2.0, 4.0, 8.0, 16.0)
@@ -91,7 +91,8 @@ def paths(name: str, num_questions: int, per_question: int) -> list[Path]:
         for states in drawn.states:
             at = np.arange(length), states
             probs, divergence = np.exp(own.student)[at], own.reverse_kl[: len(REAL), at[0], states]
-            importance = node_importance(np.sum(probs**2, axis=-1), divergence)
+            cost = np.maximum(length - np.arange(length) - 1.0, 1.0)
+            importance = importance_per_cost(node_importance(np.sum(probs**2, axis=-1), divergence), cost)
             inclusion = inclusion_probabilities(importance, NODES, UNIFORM_SHARE)
             found.append(Path(probs, own.success[at], own.signal[: len(REAL), at[0], states], inclusion))
     return found
@@ -120,7 +121,8 @@ def expansion(num_questions: int, per_question: int, num_starts: int) -> Section
                 (f"{name}, {budget:g}×: as many draws as are chosen leave no more variance than one", total[nearest] <= total[1] * 1.001)
             )
     text = (
-        f"{num_questions * per_question} responses, six teachers, {NODES} nodes a draw. Variance of the estimated sum of natural gains over a "
+        f"{num_questions * per_question} responses, six teachers, {NODES} nodes a draw, included by freedom, push and cost. Variance of the "
+        "estimated sum of natural gains over a "
         "path, in the path's own signal variance, mean over teachers: exact over where draws begin, and from continuations as expected from exact "
         "successes; nothing is backed up. *Budget*: in tokens of the pilot of one draw, the same whatever the number of draws. *Between*: share of "
         "the variance with one draw that comes from which nodes were drawn. *Chosen*: draws that the rule of `target.expand` takes, from the first "
