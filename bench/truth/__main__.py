@@ -38,7 +38,8 @@ within 88–92 %; where it does not, it is listed as missed.
 
 
 def _screening() -> list[Section]:
-    population = make_population(ReasoningWorld(), 800, 240)
+    # questions and rollouts that no constant of the package was chosen on
+    population = make_population(ReasoningWorld(seed=1), 800, 240, seed=1)
     return [
         screening.coverage(population, REPETITIONS),
         screening.order(population, REPETITIONS),

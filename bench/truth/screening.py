@@ -102,8 +102,8 @@ def coverage(population: Population, repetitions: int) -> Section:
         f"{repetitions:,} repetitions a budget; {band(repetitions)} Teachers: {', '.join(SHOWN)}; reverse KL unless said; lowest and highest are "
         "over teachers or pairs. Control variates are on, as they are by default, save where *plain* is said. The error of one question's gain is "
         "moderated by the run's other questions, so that its interval covers on average over questions, all of a draw being counted; the weight of "
-        f"the others, {PRIOR_FREEDOM:.0f} degrees of freedom, was chosen by coverage in this world and on these stored rollouts, after 24 had been "
-        "tried on the draws of this table too: these rows show that it fits here, and are no independent test of it. The last column is the largest "
+        f"the others, {PRIOR_FREEDOM:.0f} degrees of freedom, was chosen by coverage on other questions, teachers and rollouts of this world, and "
+        "these are the first that it was tried on since. The last column is the largest "
         "bias, in Monte Carlo errors."
     )
     columns = ["budget", "questions × rollouts", "90 % interval of", "coverage", "lowest", "highest", "bias / its error"]
