@@ -322,7 +322,7 @@ MUTATIONS = (
     Mutation(
         "the early range forgets what log-ratios do not explain",
         "core/early_range.py",
-        "return scale[of_bin] * known + rest * free",
+        "return scale[of_bin] * known + rest * bound**2",
         "return scale[of_bin] * known",
         "core_early_range",
     ),

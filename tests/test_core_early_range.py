@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opdscope.core.divergences import entropy, reverse_kl_signal
-from opdscope.core.early_range import ScreenedResponse, learn_early_range
+from opdscope.core.early_range import ScreenedResponses, learn_early_range
 from opdscope.core.sampling import node_importance
 from opdscope.models.exact import ReasoningWorld
 
@@ -25,9 +25,9 @@ def _roll_out(question: int, count: int, source: np.random.Generator) -> tuple[n
     return tokens, states
 
 
-def _screened(teachers: tuple[str, ...], questions: int, count: int) -> tuple[list[ScreenedResponse], list[np.ndarray]]:
-    """Responses, and beside each the exact variance of success over the next token at every position."""
-    source, found, ranges = np.random.default_rng(0), [], []
+def _screened(teachers: tuple[str, ...], questions: int, count: int) -> tuple[ScreenedResponses, np.ndarray, np.ndarray]:
+    """Responses, and beside each position the exact variance of success over the next token, and the bound."""
+    source, parts = np.random.default_rng(0), []
     for question in range(questions):
         student, success = WORLD.student(question), WORLD.success(question)
         signals = np.array([reverse_kl_signal(student, WORLD.teacher(name, question)) for name in teachers])
@@ -38,40 +38,50 @@ def _screened(teachers: tuple[str, ...], questions: int, count: int) -> tuple[li
             at = np.arange(len(tokens)), states
             divergence = np.maximum(-mean[:, *at, 0], 0.0)
             bound = node_importance(np.sum(np.exp(student[at]) ** 2, axis=-1), divergence)
-            centred = (signals - mean)[:, *at, tokens]
-            found.append(ScreenedResponse(question, float(tokens[-1] == 0), entropy(student[at]), centred, divergence, bound))
-            ranges.append(spread[at])
-    return found, ranges
+            parts.append((float(tokens[-1] == 0), entropy(student[at]), (signals - mean)[:, *at, tokens], divergence, spread[at], bound))
+    outcome, *arrays = zip(*parts, strict=True)
+    entropies, centred, divergences, ranges, bounds = (np.concatenate(own, axis=-1) for own in arrays)
+    length = np.full(len(parts), WORLD.length + 1)
+    question = np.repeat(np.arange(questions), count)
+    return ScreenedResponses(question, np.array(outcome), length, entropies, centred, divergences), ranges, bounds
+
+
+def _shares(responses: ScreenedResponses, bounds: np.ndarray) -> np.ndarray:
+    """Response × position."""
+    early, size = learn_early_range(responses), WORLD.length + 1
+    own = [slice(start, start + size) for start in range(0, len(bounds), size)]
+    return np.array([early.shares(responses.entropy[at], responses.reverse_kl[:, at], bounds[at]) for at in own])
+
+
+Screened = tuple[ScreenedResponses, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def informed() -> tuple[list[ScreenedResponse], list[np.ndarray]]:
+def informed() -> Screened:
     return _screened(("good", "random"), 40, 24)
 
 
-def test_shares_of_a_response_add_up_to_one_on_average(informed: tuple[list[ScreenedResponse], list[np.ndarray]]) -> None:
-    responses, _ = informed
-    early = learn_early_range(responses)
-    shares = [early.shares(r.entropy, r.reverse_kl, r.bound) for r in responses]
-    assert np.mean([own.sum() for own in shares]) == pytest.approx(1.0, rel=1e-9)
-    assert min(own.min() for own in shares) >= 0.0
+def test_shares_of_a_response_add_up_to_one_on_average(informed: Screened) -> None:
+    responses, _, bounds = informed
+    shares = _shares(responses, bounds)
+    assert shares.sum(axis=1).mean() == pytest.approx(1.0, rel=1e-9)
+    assert shares.min() >= 0.0
 
 
-def test_the_variance_of_outcomes_is_the_sum_of_ranges_along_a_response(informed: tuple[list[ScreenedResponse], list[np.ndarray]]) -> None:
+def test_the_variance_of_outcomes_is_the_sum_of_ranges_along_a_response(informed: Screened) -> None:
     """The law that the shares rest on, in a world whose ranges are known."""
-    _, ranges = informed
-    settled = np.array([own.sum() for own in ranges]).reshape(40, 24).mean(axis=1)
+    _, ranges, _ = informed
+    settled = ranges.reshape(40, -1).sum(axis=1) / 24
     exact = np.array([WORLD.success_rate(q) * (1.0 - WORLD.success_rate(q)) for q in range(40)])
     # four standard errors over questions
     assert abs(np.mean(settled - exact)) < 4 * np.std(settled - exact) / np.sqrt(40)
     assert np.mean(exact) > 0.1
 
 
-def test_shares_follow_the_true_ranges(informed: tuple[list[ScreenedResponse], list[np.ndarray]]) -> None:
-    responses, ranges = informed
-    early = learn_early_range(responses)
-    shares, true = np.concatenate([early.shares(r.entropy, r.reverse_kl, r.bound) for r in responses]), np.concatenate(ranges)
-    settled = true > 1e-6
+def test_shares_follow_the_true_ranges(informed: Screened) -> None:
+    responses, ranges, bounds = informed
+    early, shares = learn_early_range(responses), _shares(responses, bounds).ravel()
+    settled = ranges > 1e-6
     # all of the outcome's variance is settled at a sixth of the positions, besides the answer
     assert np.mean(settled) < 0.25
     assert shares[settled].sum() > 0.7 * shares.sum()
@@ -82,17 +92,33 @@ def test_shares_follow_the_true_ranges(informed: tuple[list[ScreenedResponse], l
 
 
 def test_teachers_that_know_nothing_explain_nothing() -> None:
-    responses, _ = _screened(("random", "stylistic"), 40, 24)
-    early = learn_early_range(responses)
+    early = learn_early_range(_screened(("random", "stylistic"), 40, 24)[0])
     # A fit to noise of k controls explains -k/n at what it has not seen, give or take sqrt(2k)/n (n rollouts, here 960, k = 6, less for the
     # ridge); what is negative counts as zero. Four of these deviations above zero.
     assert early.explained.sum() < 4 * np.sqrt(2 * 6) / 960
 
 
-def test_without_any_variance_of_outcomes_the_bound_alone_is_left() -> None:
-    responses, _ = _screened(("good",), 4, 6)
-    agreed = [replace(response, outcome=1.0) for response in responses]
-    early = learn_early_range(agreed)
-    assert early.explained.tolist() == [0.0] * 3
-    shares = early.shares(agreed[0].entropy, agreed[0].reverse_kl, agreed[0].bound)
-    np.testing.assert_allclose(shares / shares.sum(), agreed[0].bound ** 2 / np.sum(agreed[0].bound ** 2), rtol=1e-12)
+@pytest.mark.parametrize("outcome", [1.0, np.nan])
+def test_without_any_variance_of_outcomes_the_bound_alone_is_left(outcome: float) -> None:
+    responses, _, bounds = _screened(("good",), 4, 6)
+    same = replace(responses, outcome=np.full(24, outcome))
+    assert learn_early_range(same).explained.tolist() == [0.0] * 3
+    squares = bounds.reshape(24, -1) ** 2
+    np.testing.assert_allclose(_shares(same, bounds), squares / squares.sum(axis=1, keepdims=True), rtol=1e-12)
+
+
+def test_rollouts_without_a_verdict_are_not_learned_from(informed: Screened) -> None:
+    responses, _, _ = informed
+    size = WORLD.length + 1
+    kept = responses.question < 39
+    part = ScreenedResponses(
+        responses.question[kept],
+        responses.outcome[kept],
+        responses.length[kept],
+        responses.entropy[: kept.sum() * size],
+        responses.centred[:, : kept.sum() * size],
+        responses.reverse_kl[:, : kept.sum() * size],
+    )
+    unknown = replace(responses, outcome=np.where(kept, responses.outcome, np.nan))
+    # bins are of all positions, so that only what each explains is told apart by a handful of them
+    np.testing.assert_allclose(learn_early_range(unknown).explained, learn_early_range(part).explained, atol=0.02)

@@ -11,6 +11,7 @@ import opdscope
 from opdscope.config import TargetedConfig
 from opdscope.core.sampling import inclusion_probabilities, node_importance
 from opdscope.pipeline.importance import PositionImportance
+from opdscope.pipeline.paths import verified_rollouts
 from opdscope.records import SCHEMAS
 from opdscope.store import Run
 from opdscope.summary.nodes import read_nodes
@@ -88,7 +89,7 @@ def test_the_early_range_moves_weight_to_where_outcomes_are_settled(runs: dict[t
 
     def critical(by_range: bool) -> float:
         changes = {"include_by_range": by_range, "include_by_cost": False, "continuations_per_node": 1000}
-        importance = PositionImportance(_experiment(run, run.config.targeted.model_copy(update=changes)))
+        importance = _importance(run, run.config.targeted.model_copy(update=changes))
         weights = [importance.weights((row["question_id"], row["rollout_index"])) for row in run.table("rollouts").to_pylist()]
         shares = np.array([own / own.sum() for own in weights])
         return float(shares[:, 5::6].sum(axis=1).mean())
@@ -134,11 +135,12 @@ def test_a_teacher_that_excludes_a_token_leaves_every_weight_finite(runs: dict[t
             return found
 
     question_id = runs[True, True].table("questions")["question_id"][0].as_py()
-    weights = PositionImportance(_experiment(Excluding(), runs[True, True].config.targeted)).weights((question_id, 0))
+    weights = _importance(Excluding(), runs[True, True].config.targeted).weights((question_id, 0))
     assert np.all(np.isfinite(weights))
     assert weights.max() > 0
 
 
-def _experiment(run: Any, targeted: TargetedConfig) -> Any:
-    """As much of an experiment as weights need."""
-    return SimpleNamespace(run=run, config=SimpleNamespace(targeted=targeted), teachers={"good teacher": None, "noise": None})
+def _importance(run: Any, targeted: TargetedConfig) -> PositionImportance:
+    """With as much of an experiment as it needs."""
+    experiment: Any = SimpleNamespace(run=run, config=SimpleNamespace(targeted=targeted), teachers={"good teacher": None, "noise": None})
+    return PositionImportance(experiment, verified_rollouts(experiment))

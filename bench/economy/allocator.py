@@ -16,6 +16,7 @@ from page import Section
 import opdscope
 from opdscope.core.allocation import allocate_tokens
 from opdscope.pipeline import looks
+from opdscope.pipeline.importance import PositionImportance
 from opdscope.pipeline.rounds import Rounds
 
 _RUNS = 7
@@ -68,7 +69,7 @@ def scaling() -> Section:
 
 @contextlib.contextmanager
 def deciding() -> Iterator[list[float]]:
-    """Seconds of every decision of a run, taken where it is made: whether another look is taken, and what a round draws."""
+    """Seconds of every decision of a run, taken where it is made: whether another look is taken, where nodes are drawn, what a round draws."""
     seconds: list[float] = []
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +82,15 @@ def deciding() -> Iterator[list[float]]:
 
         return call
 
-    with mock.patch.object(looks, "_goes_on", timed(looks._goes_on)), mock.patch.object(Rounds, "plan", timed(Rounds.plan)):
+    decisions: list[tuple[Any, str]] = [
+        (looks, "_goes_on"),
+        (PositionImportance, "__init__"),
+        (PositionImportance, "weights"),
+        (Rounds, "plan"),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, name in decisions:
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
         yield seconds
 
 
@@ -90,9 +99,9 @@ def _one_share(name: str, target: dict[str, Any]) -> tuple[int, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         with deciding() as seconds:
             run = opdscope.diagnose({**CHAIN, "target": target}, run_dir=Path(folder) / "run")
-        stages = ("rollouts", "screening") if name == "rank" else ("pilot", "continuations")
+        stages = ("rollouts", "screening") if name == "rank" else ("nodes", "pilot", "continuations")
         took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(stages))
-        tokens = sum(entry["num_tokens"] for entry in run.times() if entry["stage"].startswith(stages[-1:] if name == "rank" else stages))
+        tokens = sum(entry["num_tokens"] for entry in run.times() if entry["stage"].startswith(stages[1:]))
     return tokens, took, sum(seconds)
 
 
@@ -108,7 +117,8 @@ def share() -> Section:
         rows.append([name, f"{tokens:,}", f"{took:.2f}", f"{decided:.3f}", f"{decided / took:.1%}"])
         checks.append((f"{name}: deciding takes under 2 % of the time of generating and scoring", decided < 0.02 * took))
     text = (
-        "The embedded chain transformer, 8 questions; wall-clock seconds of generating (and scoring, for `rank`), and of all decisions, reading the "
+        "The embedded chain transformer, 8 questions; wall-clock seconds of generating and of scoring what is decided about, and of all "
+        "decisions, reading the "
         f"run directory included; of {_RUNS} runs the one in the middle by its share. Deciding does not grow with the model: on a model a thousand "
         "times as large its share is a thousand times smaller."
     )

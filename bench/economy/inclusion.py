@@ -8,7 +8,7 @@ from page import Section
 from worlds import NAMES, Question, Rollouts, question, roll_out
 
 from opdscope.core.divergences import entropy
-from opdscope.core.early_range import EarlyRange, ScreenedResponse, learn_early_range
+from opdscope.core.early_range import EarlyRange, ScreenedResponses, learn_early_range
 from opdscope.core.randomness import generator
 from opdscope.core.sampling import (
     allocate_continuations,
@@ -56,22 +56,31 @@ class Screened:
         numbers = generator("economy", "inclusion", index).random((num_rollouts, len(own.student)))
         return cls(own, roll_out(world, own, numbers), signals, np.maximum(divergence, 0.0))
 
-    def responses(self, number: int) -> list[ScreenedResponse]:
-        """What the pipeline's screening has of its rollouts."""
-        return [self._response(number, index) for index in range(len(self.rollouts.outcomes))]
+    def at(self, values: np.ndarray) -> np.ndarray:
+        """What is stored by position and state, at each position of every rollout: … × rollout × position."""
+        return values[..., np.arange(len(self.own.student)), self.rollouts.states]
 
-    def _response(self, number: int, index: int) -> ScreenedResponse:
-        at = np.arange(len(self.own.student)), self.rollouts.states[index]
-        student, divergence = self.own.student[at], self.reverse_kl[:, *at]
-        centred = self.signals[:, at[0], at[1], self.rollouts.tokens[index]]
-        bound = node_importance(np.sum(np.exp(student) ** 2, axis=-1), divergence)
-        return ScreenedResponse(number, float(self.rollouts.outcomes[index]), entropy(student), centred, divergence, bound)
+
+def learned(screened: list[Screened]) -> EarlyRange:
+    """The early range, from what the pipeline's screening has of these rollouts."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for own in screened:
+        positions = np.arange(len(own.own.student))
+        centred = own.signals[:, positions, own.rollouts.states, own.rollouts.tokens]
+        size = len(own.signals)
+        parts.append((own.at(entropy(own.own.student)).ravel(), centred.reshape(size, -1), own.at(own.reverse_kl).reshape(size, -1)))
+    outcomes = np.array([own.rollouts.outcomes for own in screened])
+    question = np.repeat(np.arange(len(screened)), outcomes.shape[1])
+    length = np.full(outcomes.size, len(screened[0].own.student))
+    return learn_early_range(
+        ScreenedResponses(question, outcomes.ravel(), length, *(np.concatenate(own, axis=-1) for own in zip(*parts, strict=True)))
+    )
 
 
 class Path:
     """One rollout with everything known."""
 
-    def __init__(self, screened: Screened, response: ScreenedResponse, index: int, continuations: int) -> None:
+    def __init__(self, screened: Screened, index: int, continuations: int) -> None:
         """Exact gains of every position, and the variance that its continuations would leave."""
         own = screened.own
         at = np.arange(len(own.student)), screened.rollouts.states[index]
@@ -80,16 +89,16 @@ class Path:
         counts = np.array([allocate_continuations(p, continuations, LEAST, p > LEAST_PROB) for p in probs])
         noise = np.where(counts > 0, (probs * signals) ** 2 * success * (1.0 - success) / np.maximum(counts, 1), 0.0)
         self.gains, self.noise = np.sum(probs * success * signals, axis=-1) / scale, np.sum(noise, axis=-1) / scale**2
-        self.response, self.continuations = response, continuations
+        self.entropy, self.reverse_kl = entropy(own.student[at]), screened.reverse_kl[:, *at]
+        self.bound, self.continuations = node_importance(np.sum(probs**2, axis=-1), self.reverse_kl), continuations
         self.cost = np.maximum(len(probs) - np.arange(len(probs)) - 1.0, 1.0)
         self.tokens = self.cost * counts.sum(axis=-1)
 
     def importance(self, early: EarlyRange, by_range: bool, by_cost: bool) -> np.ndarray:
         """The pipeline's weights."""
-        own = self.response
-        found = own.bound
+        found = self.bound
         if by_range:
-            found = variance_importance(own.reverse_kl, early.shares(own.entropy, own.reverse_kl, own.bound), self.continuations)
+            found = variance_importance(self.reverse_kl, early.shares(self.entropy, self.reverse_kl, self.bound), self.continuations)
         return importance_per_cost(found, self.cost) if by_cost else found
 
     def best(self, by_cost: bool) -> np.ndarray:
@@ -122,10 +131,9 @@ def inclusion(num_questions: int, num_rollouts: int, num_paths: int) -> Section:
     worst = 0.0
     for teachers in SETS:
         screened = [Screened.of(index, teachers, num_rollouts) for index in range(num_questions)]
-        responses = [own.responses(number) for number, own in enumerate(screened)]
-        early = learn_early_range([response for own in responses for response in own])
+        early = learned(screened)
         for continuations in CONTINUATIONS:
-            paths = [Path(s, r[i], i, continuations) for s, r in zip(screened, responses, strict=True) for i in range(num_paths)]
+            paths = [Path(own, index, continuations) for own in screened for index in range(num_paths)]
             chosen = {name: [path.importance(early, *way) for path in paths] for name, way in ways.items()}
             chosen |= {"bound: exact gains known, and cost": [path.best(True) for path in paths]}
             products: dict[str, float] = {}

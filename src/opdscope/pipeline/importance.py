@@ -1,14 +1,15 @@
 """How much each position of a rollout matters as a node, from what screening stored."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
-from opdscope.core.early_range import EarlyRange, ScreenedResponse, learn_early_range
+from opdscope.core.early_range import ScreenedResponses, learn_early_range
 from opdscope.core.sampling import importance_per_cost, node_importance, variance_importance
 from opdscope.pipeline.experiment import Experiment
-from opdscope.pipeline.paths import verified_rollouts
 from opdscope.records import Outcome
-from opdscope.summary.controls import Controls
 from opdscope.summary.paths import list_arrays
 
 _Key = tuple[str, int]  # question and rollout index
@@ -17,54 +18,60 @@ _Key = tuple[str, int]  # question and rollout index
 class PositionImportance:
     """Weights for drawing nodes on any scored rollout; they rest on ordinary rollouts alone, of which no continuation is one."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        """Read what is scored, and learn where outcomes are settled if the configuration asks for it."""
-        self._settings, run = experiment.config.targeted, experiment.run
-        table = run.table("student_positions", ["question_id", "rollout_index", "entropy", "collision"])
+    def __init__(self, experiment: Experiment, rollouts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Read what is scored, and learn where outcomes are settled if the configuration asks for it.
+
+        Args:
+            experiment: The run.
+            rollouts: Its rollouts with a verdict, by question.
+        """
+        self._settings = experiment.config.targeted
+        table = experiment.run.table("student_positions", ["question_id", "rollout_index", "entropy", "collision"])
         keys: list[_Key] = list(zip(*(table[name].to_pylist() for name in ("question_id", "rollout_index")), strict=True))
-        self._entropy, self._collision = (dict(zip(keys, list_arrays(table[name]), strict=True)) for name in ("entropy", "collision"))
-        self._divergence = self._read_divergence(experiment)
-        self._range = self._learn(experiment) if self._settings.include_by_range else None
+        entropy, collision = (list_arrays(table[name]) for name in ("entropy", "collision"))
+        length = np.array([len(own) for own in entropy], dtype=np.int64)
+        stop = np.cumsum(length)
+        self._place = {key: slice(int(end - size), int(end)) for key, end, size in zip(keys, stop, length, strict=True)}
+        self._entropy, self._collision = (np.concatenate([np.zeros(0), *own]) for own in (entropy, collision))
+        self._centred, self._divergence = self._read_teachers(experiment)
+        self._range = None
+        if self._settings.include_by_range and keys:
+            right = {(q, row["rollout_index"]): float(row["outcome"] == Outcome.CORRECT) for q, rows in rollouts.items() for row in rows}
+            outcome, question = np.array([right.get(key, np.nan) for key in keys]), np.unique([q for q, _ in keys], return_inverse=True)[1]
+            screened = ScreenedResponses(question, outcome, length, self._entropy, self._centred, self._divergence)
+            self._range = learn_early_range(screened)
 
     def weights(self, key: _Key) -> Float[np.ndarray, "position"]:
         """Non-negative weights without a unit; zero where every gain is."""
-        found, divergence = self._bound(key), self._divergence[key]
+        own = self._place[key]
+        divergence = self._divergence[:, own]
+        if not divergence.any():  # no teacher has a context for the question
+            divergence = np.ones_like(divergence)
+        found = node_importance(self._collision[own], divergence)
         if self._range is not None:
-            settled = self._range.shares(self._entropy[key], divergence, found)
+            settled = self._range.shares(self._entropy[own], divergence, found)
             found = variance_importance(divergence, settled, self._settings.continuations_per_node)
         if self._settings.include_by_cost:
             found = importance_per_cost(found, np.maximum(len(found) - np.arange(len(found)) - 1.0, 1.0))
         return found
 
-    def _bound(self, key: _Key) -> Float[np.ndarray, "position"]:
-        return node_importance(self._collision[key], self._divergence[key])
+    def _read_teachers(self, experiment: Experiment) -> tuple[Float[np.ndarray, "teacher position"], Float[np.ndarray, "teacher position"]]:
+        """Centred log-ratio and divergence of every teacher, finite; zero where it has no context for the question.
 
-    def _read_divergence(self, experiment: Experiment) -> dict[_Key, Float[np.ndarray, "teacher position"]]:
-        """Of every teacher, finite; zero where it has no context for the question, one everywhere if no teacher has.
-
-        A teacher that excludes a token the student may take is as far away there as anywhere on the response.
+        A teacher that excludes a token the student may take is as far away there as anywhere on the response, and its log-ratio tells nothing.
         """
         place = {name: k for k, name in enumerate(experiment.teachers)}
-        columns = ["question_id", "rollout_index", "teacher", "reverse_kl"]
+        columns = ["question_id", "rollout_index", "teacher", "log_ratio", "reverse_kl"]
         table = experiment.run.table("teacher_positions", columns)
-        found: dict[_Key, Float[np.ndarray, "teacher position"]] = {}
+        centred, divergence = np.zeros((2, len(place), len(self._entropy)))
         names = zip(*(table[name].to_pylist() for name in columns[:3]), strict=True)
-        for (question_id, index, teacher), values in zip(names, list_arrays(table["reverse_kl"]), strict=True):
+        ratios, divergences = (list_arrays(table[name]) for name in columns[3:])
+        for (question_id, index, teacher), ratio, kl in zip(names, ratios, divergences, strict=True):
             if teacher in place:
-                own = found.setdefault((question_id, index), np.zeros((len(place), len(values))))
-                finite = np.isfinite(values)
-                own[place[teacher]] = np.where(finite, values, np.max(values, initial=0.0, where=finite))
-        return {key: found.get(key, np.ones((len(place), len(values)))) for key, values in self._entropy.items()}
-
-    def _learn(self, experiment: Experiment) -> EarlyRange | None:
-        """None if no rollout has a verdict."""
-        columns = ["question_id", "rollout_index", "teacher", "reverse_kl", "log_ratio"]
-        controls = Controls({"teacher_positions": experiment.run.table("teacher_positions", columns)}, list(experiment.teachers))
-        responses: list[ScreenedResponse] = []
-        for number, (question_id, rows) in enumerate(verified_rollouts(experiment).items()):
-            for row in rows:
-                key = (question_id, row["rollout_index"])
-                length, right = len(row["token_ids"]), float(row["outcome"] == Outcome.CORRECT)
-                centred, divergence = controls.centred(key, length), self._divergence[key]
-                responses.append(ScreenedResponse(number, right, self._entropy[key], centred, divergence, self._bound(key)))
-        return learn_early_range(responses) if responses else None
+                own = place[teacher], self._place[question_id, index]
+                centred[own], divergence[own] = ratio, kl
+                if not np.isfinite(divergence[own]).all():
+                    divergence[own] = np.where(np.isfinite(kl), kl, np.max(kl, initial=0.0, where=np.isfinite(kl)))
+                    centred[own] = np.where(np.isfinite(kl), ratio, np.nan)
+        centred += divergence
+        return np.where(np.isfinite(centred), centred, 0.0), divergence

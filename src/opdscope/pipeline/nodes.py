@@ -97,7 +97,7 @@ class _PathReader:
     def __init__(self, experiment: Experiment, draws: Mapping[str, int] | None = None) -> None:
         self._experiment, self._draws = experiment, draws
         self._rollouts = verified_rollouts(experiment)
-        self._importance = PositionImportance(experiment)
+        self._importance = PositionImportance(experiment, self._rollouts)
 
     def paths(self, question_id: str, whole: bool = False) -> list[Path]:
         """The paths of a question that have such nodes; `whole` adds those of the first draw to what further draws bring."""
