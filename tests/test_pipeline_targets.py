@@ -15,7 +15,7 @@ from opdscope.pipeline import make_plan, rounds
 from opdscope.report.html.health import checks
 from opdscope.store import Run
 from opdscope.summary import summarize
-from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import measure_nodes, node_posterior, planned_counts, read_nodes
 from opdscope.summary.split import measure_split
 
 SMALL: dict[str, Any] = {
@@ -99,6 +99,29 @@ def test_a_map_gives_nodes_the_width_that_was_asked_for(tmp_path: Path) -> None:
         width = (measures.natural_gain[:, 2] - measures.natural_gain[:, 1]) / np.sqrt(np.maximum(spread, 1e-12))
         # variances are foretold and not known: most nodes reach the width, the others miss it by the error of the foretelling
         assert np.mean(width[spread > 1e-6] <= 0.15 * 1.1) > 0.8
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"kind": "each_node"}, {"kind": "tokens", "tokens": 12_000, "rounds": 3}, {"kind": "map", "width": 0.2}],
+    ids=lambda t: t["kind"],
+)
+def test_without_neymans_rule_every_stratum_gets_the_same_number(target: dict[str, Any], tmp_path: Path) -> None:
+    config = {**SMALL, "target": target, "targeted": {**SMALL["targeted"], "neyman_allocation": False}}
+    run = opdscope.diagnose(config, run_dir=tmp_path / "run")
+    tables = run.tables()
+    counts: dict[str, list[int]] = {}
+    for (node_id, _), count in planned_counts(tables).items():
+        if count > 0:
+            counts.setdefault(node_id, []).append(count)
+    assert max(max(own) for own in counts.values()) > 3
+    # what is left of a budget, or of a node's number, goes to some strata and not to others
+    spread = [max(own) - min(own) for own in counts.values()]
+    assert max(spread) <= (0 if target["kind"] == "map" else 1)
+    if target["kind"] == "tokens":
+        pushed = [count for own in counts.values() if max(own) > 3 for count in own]  # where no teacher pushes there is the pilot alone
+        assert max(pushed) - min(pushed) <= 1
+        assert 12_000 - 3 * 19 <= sum(len(row) for row in tables["continuations"]["token_ids"].to_pylist()) <= 12_000
 
 
 @pytest.mark.parametrize(

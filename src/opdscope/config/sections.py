@@ -195,6 +195,10 @@ class TargetedConfig(_Strict):
     """Most continuations of a stratum with `target.kind` tokens, map or split."""
     min_tail_prob: float = Field(default=0.002, ge=0, lt=1)
     """A tail stratum lighter than this is not sampled; its mass is reported and its success keeps the prior's uncertainty."""
+    neyman_allocation: bool = True
+    """Share continuations out by what they tell: more to a stratum that weighs more, and with `target.kind` tokens, map or split more where outcomes
+    are foretold to vary and continuations are short. False gives the same number to every stratum, as simple scripts do; the pilot or
+    `min_continuations` is the least in either case."""
     common_random_numbers: bool = False
     """Let the continuations of a node after different candidates draw with the same random numbers: candidates then differ by what they are and
     less by luck. The intervals know of it. Worth most where a token changes little of what follows; it can cost precision where it changes much."""
@@ -204,7 +208,8 @@ class TargetedConfig(_Strict):
     score_continuations: bool = False
     """Let student and teachers read every continuation, and lower the noise of its outcome by what the teachers' log-ratios say of its luck, without
     bias. It costs a scoring pass over every continuation and is worth as much as they foretell of outcomes: for teachers that know the answer. A
-    run may be resumed with another value: what is stored is then scored, and nothing drawn again. No effect under `protocol: paper`."""
+    run may be resumed with another value: what is stored is then scored, and nothing drawn again. Rounds that are planned while it is on count on
+    it: a map then takes fewer continuations. No effect under `protocol: paper`."""
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
 

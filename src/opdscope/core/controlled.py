@@ -5,7 +5,7 @@ mean zero given the prefix. So the sum has mean zero up to any point at which a 
 end or its arrival at the next node of the path, and likewise from such a point on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -114,6 +114,17 @@ class ControlledContinuations:
     """Over those up to its arrival; over all where it does not arrive."""
     after: Float[np.ndarray, "row teacher"]
     """Over those after its arrival, or after the token by which it left the path; over all where it is not linked."""
+
+    def at(self, use: Bool[np.ndarray, "row"]) -> "ControlledContinuations":
+        """Those of some rows."""
+        return ControlledContinuations(*(getattr(self, each.name)[use] for each in fields(self)))
+
+    def counts(self, shape: tuple[int, int]) -> StratumOutcomes:
+        """Verdicts of each stratum, none of them known without sampling; `shape` is nodes by strata."""
+        verified = ~np.isnan(self.outcome)
+        place, size = (self.node * shape[1] + self.stratum)[verified], shape[0] * shape[1]
+        correct = np.bincount(place[self.outcome[verified] == 1.0], minlength=size).reshape(shape)
+        return StratumOutcomes(correct, np.bincount(place, minlength=size).reshape(shape), np.full(shape, np.nan))
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,8 @@ def _first_counts(
     """Continuations that are planned with the node: all of them, or the pilot and, for a tail, the tokens of as many as it could ever get."""
     settings = experiment.config.targeted
     if experiment.config.target.kind == "each_node":
-        return allocate_continuations(weights, settings.continuations_per_node, settings.min_continuations, sampled)
+        matters = weights if settings.neyman_allocation else np.ones_like(weights)
+        return allocate_continuations(matters, settings.continuations_per_node, settings.min_continuations, sampled)
     counts = np.where(sampled, settings.min_continuations, 0)
     if has_tail and sampled[-1]:
         counts[-1] = settings.max_continuations

@@ -1,8 +1,10 @@
 """Continuations in rounds: a pilot everywhere, then each round's batch where it narrows what was asked for most per token.
 
 What decides how many continuations a stratum gets are probabilities, ordinary rollouts, and the pilot's outcomes at *other* questions, through a
-cross-fitted regression. The pilot's own counts are fixed by probabilities alone. So with a width as the target and no budget, a stratum's count is
-independent of every outcome of its question: means stay unbiased, and intervals that hold for fixed counts hold for these. Only the pilot is
+cross-fitted regression; where continuations are scored, how much of an outcome's variance their controls leave is learnt in the same way, slopes
+included. The pilot's own counts are fixed by probabilities alone. So with a width as the target and no budget, a stratum's count is
+independent of every outcome of its question: means stay unbiased, and intervals that hold for fixed counts hold for these. (Slopes of controls are
+learnt at other questions from all their continuations, of whose number a question's pilot had its small part in deciding.) Only the pilot is
 learnt from: a second round that learnt from the first would, by way of other questions' counts, depend on its own outcomes again. A budget of
 tokens is shared: what other questions take, and the lengths of what was drawn, scale all counts of a question together. That one number can
 depend on its outcomes, by the order of its share in the run; how a question's continuations are shared out among its strata does not.
@@ -17,19 +19,23 @@ from scipy.special import ndtri
 
 from opdscope.config import Config
 from opdscope.core.alignment import gain_variance, natural_gain
-from opdscope.core.allocation import allocate_tokens, counts_for_variance, cross_fitted_success, target_weights
+from opdscope.core.allocation import (
+    allocate_tokens,
+    counts_for_variance,
+    cross_fitted_success,
+    even_counts_for_variance,
+    target_weights,
+)
 from opdscope.core.expansion import best_draws, drawing_variance
 from opdscope.core.success import StratumOutcomes, mean_success, success_noise
 from opdscope.records import TAIL, Outcome, to_table
 from opdscope.store import Run
+from opdscope.summary.evidence import question_folds, read_foretold_kept
 from opdscope.summary.foretelling import READ, response_lengths, stratum_features
 from opdscope.summary.nodes import padded, planned_counts
 from opdscope.summary.paths import list_lengths
 from opdscope.summary.split import class_weights, measure_split
 from opdscope.summary.weights import drawn_nodes, question_weights
-
-_FOLDS = 10
-"""Parts of the questions that the regression leaves out in turn."""
 
 _MOST_DRAWS = 8
 """Times that nodes are drawn on a path."""
@@ -118,13 +124,14 @@ class Rounds:
         drawn, as :mod:`opdscope.core.expansion` needs it. A fold of questions has one number.
         """
         names = list(dict.fromkeys(row["question_id"] for row in self._rows))
-        fold = np.array([names.index(row["question_id"]) % _FOLDS for row in self._rows], dtype=np.int64)
+        fold = question_folds(self._rows)
         weight, budget = question_weights(self._rows), float(self._config.target.tokens or 0)
         found: dict[str, int] = {}
-        for left_out in range(min(_FOLDS, len(names))):
-            own = names[left_out::_FOLDS]
+        for left_out in np.unique(fold):
+            own = {row["question_id"] for row, part in zip(self._rows, fold, strict=True) if part == left_out}
             weights = np.where(fold == left_out, 0.0, weight)
-            noise = self._noise_of_draws(weights, budget * (len(names) - len(own)) / len(names))
+            kept = float(self._kept[fold == left_out][0])
+            noise = self._noise_of_draws(weights, kept, budget * (len(names) - len(own)) / len(names))
             found |= dict.fromkeys(own, best_draws(self._between(weights), noise))
         return {name: found[name] for name in names}
 
@@ -149,18 +156,18 @@ class Rounds:
                 found += sum(drawing_variance(terms[own], errors[own], certain[own]) for own in paths.values()) / len(signals)
         return found
 
-    def _noise_of_draws(self, weight: Float[np.ndarray, "node"], budget: float) -> list[float]:
+    def _noise_of_draws(self, weight: Float[np.ndarray, "node"], kept: float, budget: float) -> list[float]:
         """Variance from continuations of one draw if the budget is shared by 1, 2, … draws; infinite where it does not pay for the pilots."""
         use = (self._tape > 0) & (weight > 0)[:, None]
         pilot = self._pilot_outcomes()
         verified, noise = pilot.num_verified[use], success_noise(pilot)[use]
         # one variance for all strata, what they have on average: the regression has looked at every question
-        mean = max(float(np.sum(verified * noise)) / max(int(verified.sum()), 1), _LEAST_VARIANCE)
+        mean = kept * max(float(np.sum(verified * noise)) / max(int(verified.sum()), 1), _LEAST_VARIANCE)
         weights, have, cost, variance = self._weights(weight)[use], self._pilot[use], self._cost[use], np.full(len(verified), mean)
         found: list[float] = []
         for draws in range(1, _MOST_DRAWS + 1):
             left = budget / draws - float(np.sum(have * cost))
-            counts = have + allocate_tokens(weights, variance, have, cost, left)
+            counts = have + self._allocated(weights, variance, have, cost, left)
             found.append(float(np.sum(weights**2 * variance / counts)) if left >= 0 or draws == 1 else np.inf)
         return found
 
@@ -195,7 +202,7 @@ class Rounds:
 
         counts, doublings = have, 0
         while doublings < target.rounds and noise(counts) > wanted * noise(have):
-            added = self._greedy(weights, counts, spent * 2.0**doublings)
+            added = self._shared_out(weights, counts, spent * 2.0**doublings)
             counts, doublings = counts + np.minimum(added, self._most - counts), doublings + 1
         return spent * 2.0**doublings
 
@@ -234,11 +241,11 @@ class Rounds:
 
     def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""
-        return self._greedy(self._weights(question_weights(self._rows)), have, budget)
+        return self._shared_out(self._weights(question_weights(self._rows)), have, budget)
 
     def _by_split(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the difference of two means over questions, on incorrect and on correct paths; questions with one kind have none."""
-        return self._greedy(self._split_weights(), have, budget)
+        return self._shared_out(self._split_weights(), have, budget)
 
     def _split_weights(self) -> Float[np.ndarray, "node stratum"]:
         kinds = {(row["question_id"], row["path_outcome"]) for row in self._rows}
@@ -252,26 +259,42 @@ class Rounds:
         return target_weights(self._probs, signals * weight[:, None], scales)
 
     def _by_width(self, have: Int[np.ndarray, "node stratum"], left: float) -> Int[np.ndarray, "node stratum"]:
-        """At each node, for the teacher that needs most of each stratum, what the width demands; the most useful of it if that is too much."""
+        """At each node what the width demands for every teacher; the most useful of it if that is too much."""
         target, level = self._config.target, self._config.analysis.confidence
         signals, variances = self._signals
         each = [
             target_weights(self._probs, signal[None], np.sqrt(variance)[None]) for signal, variance in zip(signals, variances, strict=True)
         ]
-        weights = np.max(each, axis=0)
+        weights = np.array(each)
         wanted = (target.width / (2.0 * float(ndtri(0.5 + level / 2)))) ** 2
-        variance, cost = self._variance, self._cost
-        counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, self._config.targeted.max_continuations)
+        variance, cost, most = self._variance, self._cost, self._config.targeted.max_continuations
+        if self._config.targeted.neyman_allocation:
+            counts = counts_for_variance(weights, variance, cost, wanted, self._pilot, most)
+        else:
+            counts = even_counts_for_variance(weights, variance, wanted, self._pilot, most)
         added = np.maximum(counts - have, 0)
         if float(np.sum(added * cost)) > left:
-            return np.minimum(added, self._greedy(weights, have, left))
+            return np.minimum(added, self._shared_out(np.max(weights, axis=0), have, left))
         return added
 
-    def _greedy(self, weights: Float[np.ndarray, "node stratum"], have: Int[np.ndarray, "node stratum"], budget: float) -> np.ndarray:
+    def _shared_out(self, weights: Float[np.ndarray, "node stratum"], have: Int[np.ndarray, "node stratum"], budget: float) -> np.ndarray:
         use = np.nonzero(self._tape > 0)
         added = np.zeros_like(have)
-        added[use] = allocate_tokens(weights[use], self._variance[use], have[use], self._cost[use], budget)
+        added[use] = self._allocated(weights[use], self._variance[use], have[use], self._cost[use], budget)
         return added
+
+    def _allocated(
+        self,
+        weights: Float[np.ndarray, "stratum"],
+        variance: Float[np.ndarray, "stratum"],
+        have: Int[np.ndarray, "stratum"],
+        cost: Float[np.ndarray, "stratum"],
+        budget: float,
+    ) -> Int[np.ndarray, "stratum"]:
+        """Where they tell most per token; or the same number at every stratum that matters, where each counts for as much as it costs."""
+        if not self._config.targeted.neyman_allocation:
+            weights, variance = np.sqrt(cost) * (weights > 0), np.ones_like(variance)
+        return allocate_tokens(weights, variance, have, cost, budget)
 
     @functools.cached_property
     def _signals(self) -> tuple[Float[np.ndarray, "teacher node stratum"], Float[np.ndarray, "teacher node"]]:
@@ -302,13 +325,19 @@ class Rounds:
         """Variance of an outcome of each stratum, foretold from the pilot at other questions; it is asked for when the pilot is finished."""
         use = np.nonzero(self._tape > 0)
         pilot = self._pilot_outcomes()
-        questions = list(dict.fromkeys(row["question_id"] for row in self._rows))
-        fold = np.array([questions.index(row["question_id"]) % _FOLDS for row in self._rows])[use[0]]
+        fold = question_folds(self._rows)[use[0]]
         features = stratum_features(self._run.table("rollouts", READ), self._rows, self._probs, self._is_tail)
         success = cross_fitted_success(features[use], pilot.num_correct[use], pilot.num_verified[use], fold)
         variance = np.zeros(self._probs.shape)
-        variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE)
+        variance[use] = np.maximum(success * (1.0 - success), _LEAST_VARIANCE) * self._kept[use[0]]
         return variance
+
+    @functools.cached_property
+    def _kept(self) -> Float[np.ndarray, "node"]:
+        """Share of that variance which controls are foretold to leave, from the pilot at other questions; one number for a fold of questions."""
+        names = ("rollouts", "continuations", "continuation_scores")
+        tables = {name: self._run.table(name) for name in names}
+        return read_foretold_kept(tables, self._rows, self._probs, self._is_tail, self._pilot, self._config)
 
     def _pilot_outcomes(self) -> StratumOutcomes:
         places = {row["node_id"]: i for i, row in enumerate(self._rows)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.backup import BackedUpSuccess, PathLinks, back_up, no_links
@@ -19,7 +19,7 @@ from opdscope.summary.paths import list_arrays, path_steps, read_links
 from opdscope.summary.shared_numbers import read_coupling
 
 _FOLDS = 10
-"""Parts of the questions that the slopes leave out in turn."""
+"""Parts of the questions that what is learned leaves out in turn."""
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,68 @@ def read_evidence(
     """
     default = config.protocol == "default"
     links = read_links(tables, rows) if config.analysis.back_up and default else no_links(len(rows))
-    if not (default and config.targeted.score_continuations and tables["continuation_scores"].num_rows):
+    if not _has_controls(tables, config):
         return Evidence(links, read_coupling(tables, config))
-    questions = {question_id: k for k, question_id in enumerate(dict.fromkeys(row["question_id"] for row in rows))}
-    fold = np.array([questions[row["question_id"]] % _FOLDS for row in rows], dtype=np.int64)
+    fold = question_folds(rows)
     success = foretold_success(stratum_features(tables["rollouts"], rows, probs, is_tail), outcomes, fold)
-    controlled = _read_controlled(tables, rows, success, fold, links, config)
-    return Evidence(links, read_coupling(tables, config, controlled), controlled.sums)
+    continuations, own = _read_continuations(tables, rows, links, config)
+    found = control_outcomes(continuations, success, fold)
+    values, kept = np.full(len(own), np.nan), np.ones(len(own))
+    values[own], kept[own] = found.outcomes, found.kept
+    return Evidence(links, read_coupling(tables, config, Controlled(found.sums, values, kept)), found.sums)
 
 
-def _read_controlled(
+def read_foretold_kept(
     tables: Mapping[str, pa.Table],
     rows: Sequence[Mapping[str, Any]],
-    success: Float[np.ndarray, "node stratum"],
-    fold: Int[np.ndarray, "node"],
-    links: PathLinks,
+    probs: Float[np.ndarray, "node stratum"],
+    is_tail: np.ndarray,
+    first: Int[np.ndarray, "node stratum"],
     config: Config,
-) -> Controlled:
-    """Outcomes of the stored continuations less their controls; those of other nodes than these are NaN.
+) -> Float[np.ndarray, "node"]:
+    """Share of an outcome's variance that controls are foretold to leave at each node, by the first continuations of other questions alone.
+
+    Args:
+        tables: Every table of the run by name.
+        rows: Rows of the nodes.
+        probs: Student probability of each of their strata.
+        is_tail: Boolean, node × stratum.
+        first: How many of each stratum's continuations may be looked at.
+        config: The run's configuration.
+
+    Returns:
+        In (0, 1]; 1 where continuations are not scored.
+    """
+    if not _has_controls(tables, config):
+        return np.ones(len(rows))
+    continuations, own = _read_continuations(tables, rows, no_links(len(rows)), config)
+    index = tables["continuations"]["continuation_index"].to_numpy()[own]
+    known = continuations.at(index < first[continuations.node, continuations.stratum])
+    features, fold = stratum_features(tables["rollouts"], rows, probs, is_tail), question_folds(rows)
+    found = np.ones(len(rows))
+    for part in np.unique(fold):
+        # slopes and success are learned anew without these questions: what holds for the others must not have looked at them either
+        others = known.at(fold[known.node] != part)
+        success = foretold_success(features, others.counts(probs.shape), fold)
+        # a node of which nothing is known has the share of all together
+        found[fold == part] = control_outcomes(others, success, fold).sums.kept[fold == part]
+    return found
+
+
+def question_folds(rows: Sequence[Mapping[str, Any]]) -> Int[np.ndarray, "node"]:
+    """Part of the questions, of ten, that each node belongs to: what is learned for it is learned from the other parts."""
+    questions = {question_id: k for k, question_id in enumerate(dict.fromkeys(row["question_id"] for row in rows))}
+    return np.array([questions[row["question_id"]] % _FOLDS for row in rows], dtype=np.int64)
+
+
+def _has_controls(tables: Mapping[str, pa.Table], config: Config) -> bool:
+    return config.protocol == "default" and config.targeted.score_continuations and tables["continuation_scores"].num_rows > 0
+
+
+def _read_continuations(
+    tables: Mapping[str, pa.Table], rows: Sequence[Mapping[str, Any]], links: PathLinks, config: Config
+) -> tuple[ControlledContinuations, Bool[np.ndarray, "continuation"]]:
+    """The stored continuations of these nodes with their controls, and which of all that are stored they are.
 
     A continuation that is not scored yet, or not by a teacher, has a control of zero: which are scored depends on no outcome.
     """
@@ -135,13 +179,7 @@ def _read_controlled(
     verdicts = table["outcome"].to_pylist()
     outcome = np.array([np.nan if verdict == Outcome.UNVERIFIABLE else float(verdict == Outcome.CORRECT) for verdict in verdicts])
     own = node >= 0
-    continuations = ControlledContinuations(
-        node[own], stratum[own], outcome[own], linked[own], stays[own], control[own], before[own], after[own]
-    )
-    found = control_outcomes(continuations, success, fold)
-    outcomes, kept = np.full(count, np.nan), np.ones(count)
-    outcomes[own], kept[own] = found.outcomes, found.kept
-    return Controlled(found.sums, outcomes, kept)
+    return ControlledContinuations(node, stratum, outcome, linked, stays, control, before, after).at(own), own
 
 
 def _agreeing(tokens: np.ndarray, path: tuple[int, ...]) -> int:
