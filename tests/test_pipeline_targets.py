@@ -15,7 +15,7 @@ from opdscope.pipeline import make_plan, rounds
 from opdscope.report.html.health import checks
 from opdscope.store import Run
 from opdscope.summary import summarize
-from opdscope.summary.nodes import measure_nodes, node_posterior, planned_counts, read_nodes
+from opdscope.summary.nodes import measure_nodes, node_posterior, node_scores, planned_counts, read_nodes
 from opdscope.summary.split import measure_split
 
 SMALL: dict[str, Any] = {
@@ -47,6 +47,63 @@ def test_the_report_compares_what_was_drawn_with_what_the_rounds_planned(finishe
     line = next(line for line in checks(finished.tables(), finished.config, summary) if line["name"] == "Continuations")
     drawn = f"{finished.table('continuations').num_rows:,}"
     assert (line["value"], line["state"]) == (f"{drawn} of {drawn} planned", "fine")
+
+
+@pytest.fixture
+def a_thousand_tokens_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Run.record_time
+
+    def record(self: Run, stage: str, unit: str, seconds: float, num_tokens: int) -> None:
+        plain(self, stage, unit, num_tokens / 1000, num_tokens)
+
+    monkeypatch.setattr(Run, "record_time", record)
+
+
+@pytest.mark.usefixtures("a_thousand_tokens_a_second")
+def test_a_budget_of_seconds_is_what_the_pace_gets_done_in_them(finished: Run, tmp_path: Path) -> None:
+    run = opdscope.diagnose({**SMALL, "target": {"kind": "tokens", "seconds": 12, "rounds": 3}}, run_dir=tmp_path / "run")
+    assert run.table("continuations").equals(finished.table("continuations"))
+    assert run.table("forecasts").equals(finished.table("forecasts"))
+    wide = opdscope.diagnose({**SMALL, "target": {"kind": "map", "width": 0.02, "seconds": 12}}, run_dir=tmp_path / "map")
+    assert 12_000 - 19 <= sum(len(row) for row in wide.table("continuations")["token_ids"].to_pylist()) <= 12_000
+
+
+@pytest.mark.usefixtures("a_thousand_tokens_a_second")
+def test_a_look_that_would_take_longer_than_is_left_is_not_begun(tmp_path: Path) -> None:
+    target = {"kind": "rank", "top": 2, "rounds": 2, "seconds": 3.5}
+    settings = {**SMALL, "target": target, "analysis": {"smallest_gain": 0}}  # without a tie nothing is settled: both push in one direction
+    run = opdscope.diagnose(settings, run_dir=tmp_path / "run")
+    took = sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(("rollouts", "screening")))
+    # the first look takes 4 · 6 · 19 tokens, drawn once and read by three; the second one would take as many again
+    assert took == pytest.approx(4 * 6 * 19 * 4 / 1000)
+    (cost,) = run.table("forecasts").to_pylist()
+    assert cost["tokens"] == 4 * 6 * 19
+
+
+def test_less_than_the_pilot_cannot_be_foretold(tmp_path: Path) -> None:
+    run = opdscope.diagnose({**SMALL, "target": {"kind": "map", "tokens": 10}}, run_dir=tmp_path / "run")
+    target = summarize(run.tables(), run.config).data["target"]
+    assert target["cost"]["foretold_tokens"] == target["cost"]["spent_tokens"] > 10
+
+
+def test_a_map_says_how_many_intervals_are_as_narrow_as_was_asked_for(tmp_path: Path) -> None:
+    run = opdscope.diagnose({**SMALL, "target": {"kind": "map", "width": 0.1, "tokens": 16000}}, run_dir=tmp_path / "run")
+    tables, nodes = run.tables(), read_nodes(run.tables())
+    spread = {(r["node_id"], r["teacher"]): r["signal_variance"] for r in tables["node_signals"].to_pylist()}
+    widths = [
+        (high - low) / np.sqrt(spread[nodes.rows[i]["node_id"], m.teacher])
+        for m in measure_nodes(tables, nodes, node_posterior(tables, nodes, run.config), run.config)
+        if m.teacher.endswith(" teacher")
+        for i, (_, low, high) in zip(m.index, m.natural_gain, strict=True)
+        if spread[nodes.rows[i]["node_id"], m.teacher] > 0
+    ]
+    target = summarize(tables, run.config).data["target"]
+    narrow = sum(width <= 0.1 for width in widths)
+    assert 0 < narrow < len(widths)
+    assert not target["reached"]
+    assert target["note"] == (
+        f"width 0.1 wanted: {narrow} of {len(widths)} intervals of nodes and teachers are no wider, the widest is {max(widths):.2g}"
+    )
 
 
 @pytest.mark.parametrize("lost", ["002", "001-000001"])
@@ -192,3 +249,54 @@ def test_a_budget_of_tokens_is_foretold_to_be_spent(finished: Run) -> None:
     cost = summarize(finished.tables(), finished.config).data["target"]["cost"]
     assert cost["foretold_tokens"] == 12_000
     assert 12_000 - 3 * 19 <= cost["spent_tokens"] <= 12_000
+
+
+def test_a_pilot_larger_than_what_is_allowed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="min_continuations is 300 but max_continuations is 200"):
+        load_config({**SMALL, "targeted": {"min_continuations": 300}})
+
+
+class Killed(BaseException):
+    """Where a process would have ended."""
+
+
+EVERYTHING: dict[str, Any] = {
+    **SMALL,
+    "targeted": {**SMALL["targeted"], "score_continuations": True, "common_random_numbers": True, "antithetic": True},
+}
+
+
+@pytest.mark.parametrize(
+    "target", [{"kind": "tokens", "tokens": 16_000, "rounds": 2, "expand": True}, {"kind": "map", "width": 0.15}], ids=lambda t: t["kind"]
+)
+def test_a_run_with_everything_on_that_is_killed_again_and_again_ends_in_the_tables_of_an_undisturbed_one(
+    target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**EVERYTHING, "target": target}
+    undisturbed = opdscope.diagnose(config, run_dir=tmp_path / "undisturbed")
+    written: list[str] = []
+    plain = Run.write
+
+    def write(self: Run, table: str, *rest: Any) -> None:
+        written.append(table)
+        if len(written) % 5 == 4:  # a unit writes at most three tables: it is finished sooner or later
+            raise Killed
+        plain(self, table, *rest)
+
+    monkeypatch.setattr(Run, "write", write)
+    killed, run = 0, None
+    while run is None:
+        try:
+            run = opdscope.diagnose(config, run_dir=tmp_path / "run")
+        except Killed:
+            killed += 1
+            assert killed < 100
+    expected = {"rounds", "continuations", "continuation_scores", "forecasts"} | ({"draws"} if target["kind"] == "tokens" else set())
+    assert expected <= set(written)
+    assert killed >= 4
+    for name, table in undisturbed.tables().items():
+        assert repr(run.table(name).to_pylist()) == repr(table.to_pylist()), name  # NaN is what stands for undefined
+    if target["kind"] == "tokens":
+        assert max(row["num_draws"] for row in run.table("draws").to_pylist()) > 1
+    scores, expected_scores = (node_scores(each.tables(), each.config).to_pylist() for each in (run, undisturbed))
+    assert repr(scores) == repr(expected_scores)

@@ -213,6 +213,15 @@ class TargetedConfig(_Strict):
     temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature of continuations. It must equal the rollouts'; leave it out."""
 
+    @model_validator(mode="after")
+    def _pilot_is_allowed(self) -> "TargetedConfig":
+        if self.min_continuations > self.max_continuations:
+            raise ValueError(
+                f"min_continuations is {self.min_continuations} but max_continuations is {self.max_continuations}: "
+                "the least must not exceed the most"
+            )
+        return self
+
 
 class EngineConfig(_Strict):
     """How the work is done. Nothing here changes what is measured, and a run may be resumed with other values."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from opdscope.config import Config
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
 from opdscope.store import Run
@@ -53,18 +54,24 @@ def _goes_on(experiment: Experiment, index: int, stop: int, seen: dict[tuple[int
     spent = _measured_tokens(tables["rollouts"], sizes[index - 1])
     a_rollout = spent / sizes[index - 1]
     order = order_of(tables, config, seen)
-    if index == 1 and not run.has("forecasts", "rollouts"):
-        foretold = (order.foretold if order is not None else sizes[-1]) * a_rollout
-        run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
-    if order is not None and not order.undecided:
-        return False
-    if config.target.seconds is not None and _took(run) >= config.target.seconds:
-        return False
     # what rollouts have cost so far foretells what the next ones will
-    return config.target.tokens is None or stop * a_rollout <= config.target.tokens
+    limit = _limit(config, a_rollout, _took(run) / sizes[index - 1])
+    if index == 1 and not run.has("forecasts", "rollouts"):
+        allowed = max(size for size in sizes if size <= max(limit, sizes[0]))
+        foretold = min(order.foretold if order is not None else sizes[-1], allowed) * a_rollout
+        run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
+    return (order is None or bool(order.undecided)) and stop <= limit
+
+
+def _limit(config: Config, tokens: float, seconds: float) -> float:
+    """Rollouts of every question that may be drawn, where one takes so many tokens and seconds."""
+    target = config.target
+    allowed = [(target.tokens, tokens), (target.seconds, seconds)]
+    return min((limit / each for limit, each in allowed if limit is not None and each > 0), default=np.inf)
 
 
 def _took(run: Run) -> float:
+    """Seconds of ordinary rollouts and their scoring."""
     return sum(entry["seconds"] for entry in run.times() if entry["stage"].startswith(("rollouts", "screening")))
 
 

@@ -190,7 +190,8 @@ def _continuations(config: Config, paths: int, length: float, speed: float | Non
         upper = strata * targeted.max_continuations * config.rollouts.max_completion_length
         pilot = strata * targeted.min_continuations * config.rollouts.max_completion_length
         most = upper if target.tokens is None else min(upper, max(pilot, target.tokens))
-        samples = round((strata * targeted.max_continuations * per_sample if target.tokens is None else target.tokens) / per_sample)
+        in_time = np.inf if target.seconds is None or speed is None else target.seconds * speed
+        samples = round(min(strata * targeted.max_continuations, (target.tokens or np.inf) / per_sample, in_time / per_sample))
         name = "continuations, at most"
     expected = round(samples * per_sample)
     return PlannedStage(name, samples, expected, most, None if speed is None else expected / speed)
@@ -307,7 +308,13 @@ def _target_source(config: Config, pilot: Run | None, foretold: float | None) ->
     if config.target.kind == "each_node":
         return ""
     if pilot is None or foretold is None:
-        return "not foretold, for want of a pilot: run the first part, or give --run-dir a run of the same models and questions"
+        first = "first look" if config.target.kind == "rank" else "pilot"
+        return (
+            f"not foretold, for want of a pilot: start the run, stop it after its {first} (Ctrl-C; what is stored is not drawn again), and plan once "
+            "more; or give --run-dir a run of the same models and questions"
+        )
+    if config.targeted.score_continuations and config.target.kind != "rank" and pilot.table("continuation_scores").num_rows == 0:
+        return f"foretold from what {pilot.path} holds, as if without controls: its continuations are not scored"
     return f"foretold from what {pilot.path} holds"
 
 

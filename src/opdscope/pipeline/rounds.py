@@ -96,13 +96,13 @@ class Rounds:
         if index == 1 and later.any():
             return self._planned(self._have(), np.where(later[:, None], self._pilot, 0))
         index -= int(later.any())  # the pilot of further nodes is no round of the budget
-        if index > self._last_round() or self._out_of_time():
+        if index > self._last_round():
             return []
         have, spent = self._have(), self._spent()
         if index == 1:
             foretold = {"stage": "continuations", "tokens": self._foretold(have, spent), "pilot_tokens": spent}
             self._run.write("forecasts", "continuations", to_table("forecasts", [foretold]))
-        left = np.inf if target.tokens is None else float(target.tokens - spent)
+        left = self._limit() - spent
         if target.kind == "tokens":
             added = self._by_tokens(have, left / (self._last_round() - index + 1))
         elif target.kind == "map":
@@ -125,7 +125,7 @@ class Rounds:
         """
         names = list(dict.fromkeys(row["question_id"] for row in self._rows))
         fold = question_folds(self._rows)
-        weight, budget = question_weights(self._rows), float(self._config.target.tokens or 0)
+        weight, budget = question_weights(self._rows), self._limit()
         found: dict[str, int] = {}
         for left_out in np.unique(fold):
             own = {row["question_id"] for row, part in zip(self._rows, fold, strict=True) if part == left_out}
@@ -179,7 +179,7 @@ class Rounds:
         target = self._config.target
         match target.kind:
             case "tokens":
-                needed = float(target.tokens or spent)
+                needed = np.inf
             case "map":
                 added = np.minimum(self._by_width(have, np.inf), np.maximum(self._most - have, 0))
                 needed = spent + float(np.sum(added * self._cost))
@@ -187,7 +187,7 @@ class Rounds:
                 needed = self._foretold_split(have, spent)
             case _:
                 needed = float(spent)
-        return min(needed, target.tokens or np.inf)
+        return max(min(needed, self._limit()), self._pilot_tokens())
 
     def _foretold_split(self, have: Int[np.ndarray, "node stratum"], spent: int) -> float:
         """Each round doubles what was spent: by how many of them does what continuations add to the variance fall far enough?"""
@@ -231,13 +231,20 @@ class Rounds:
             Planned(self._rows[i]["node_id"], k, int(have[i, k]), int(added[i, k])) for i, k in zip(*np.nonzero(added > 0), strict=True)
         ]
 
-    def _out_of_time(self) -> bool:
-        limit = self._config.target.seconds
-        return limit is not None and self._took() >= limit
+    def _limit(self) -> float:
+        """Tokens that may be drawn in all: those that were allowed, and those that the pace so far gets done in the seconds that were."""
+        target = self._config.target
+        tokens = np.inf if target.tokens is None else float(target.tokens)
+        if target.seconds is None:
+            return tokens
+        # continuations, their pilot and their scoring; without any pace nothing more is begun
+        took = sum(entry["seconds"] for entry in self._run.times() if "continuations" in entry["stage"])
+        return min(tokens, target.seconds * self._spent() / took if took > 0 else 0.0)
 
-    def _took(self) -> float:
-        """Seconds of continuations, their pilot and their scoring included."""
-        return sum(entry["seconds"] for entry in self._run.times() if "continuations" in entry["stage"])
+    def _pilot_tokens(self) -> int:
+        table = self._run.table("continuations", ["continuation_index", "token_ids"])
+        first = table["continuation_index"].to_numpy() < self._config.targeted.min_continuations
+        return int(list_lengths(table["token_ids"])[first].sum())
 
     def _by_tokens(self, have: Int[np.ndarray, "node stratum"], budget: float) -> Int[np.ndarray, "node stratum"]:
         """Least variance of the mean over questions of each teacher's natural gain, teachers counted alike."""

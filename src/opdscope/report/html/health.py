@@ -51,6 +51,8 @@ def checks(tables: Mapping[str, pa.Table], config: Config, summary: Mapping[str,
             ),
         ]
     lines += _spending(tables, config, spent)
+    if summary["target"]["note"]:
+        lines.append({"name": f"Target: {config.target.kind}", "value": summary["target"]["note"], "state": "note", "remedy": ""})
     for teacher in summary["teachers"]:
         for reason, count in teacher["skip_reasons"].items():
             lines.append(
