@@ -17,18 +17,18 @@ SWITCHES: dict[str, dict[str, bool]] = {
     "Neyman's rule (default)": {},
     "Neyman's rule and controls": {"score_continuations": True},
 }
-WIDTHS = (0.3, 0.15)
-BUDGETS = {"chains": 300_000, "tree": 15_000}
-"""Tokens: about what the wider map takes."""
+WIDTH = 0.3
+BUDGETS = {"chains": 250_000, "tree": 12_000}
+"""Tokens: about what the map takes."""
 
 
 def planning(num_questions: int, repetitions: int) -> Section:
-    """Maps of two widths and a budget of tokens, by the pipeline."""
+    """A map and a budget of tokens, by the pipeline."""
     rows: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
     for world in WORLDS:
-        targets: list[dict[str, Any]] = [{"kind": "map", "width": width} for width in WIDTHS]
-        for target in (*targets, {"kind": "tokens", "tokens": BUDGETS[world]}):
+        targets: list[dict[str, Any]] = [{"kind": "map", "width": WIDTH}, {"kind": "tokens", "tokens": BUDGETS[world]}]
+        for target in targets:
             label = f"map, width {target['width']:g}" if target["kind"] == "map" else f"{target['tokens']:,} tokens"
             spent: list[float] = []
             for way, switches in SWITCHES.items():

@@ -27,6 +27,8 @@ class Question:
     occupancy: np.ndarray
     signal: np.ndarray
     """Centred signals, teacher first."""
+    forward_signal: np.ndarray
+    """The same for forward KL, whose natural gain is the teacher advantage."""
     reverse_kl: np.ndarray
     """Teacher × position × state."""
 
@@ -46,14 +48,17 @@ def question(world: World, index: int) -> Question:
     """The tables of a question."""
     student = world.student(index)
     probs = np.exp(student)
-    signals, divergences = [], []
+    signals, forward, divergences = [], [], []
     for name in NAMES:
         teacher = world.teacher(name, index)
         signal = reverse_kl_signal(student, teacher)
         mean = np.sum(probs * signal, axis=-1, keepdims=True)
         signals.append(signal - mean)
         divergences.append(-mean[..., 0])
-    return Question(student, world.success(index), world.occupancy(index), np.array(signals), np.array(divergences))
+        ratio = np.exp(teacher - student)
+        forward.append(ratio - np.sum(probs * ratio, axis=-1, keepdims=True))
+    tables = np.array(signals), np.array(forward), np.array(divergences)
+    return Question(student, world.success(index), world.occupancy(index), *tables)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Rollouts:
     def pushes(self, own: Question) -> np.ndarray:
         """Centred signal at each token: teacher × rollout × position."""
         return own.signal[:, np.arange(self.tokens.shape[1]), self.states, self.tokens]
+
+    def forward_pushes(self, own: Question) -> np.ndarray:
+        """The same for forward KL."""
+        return own.forward_signal[:, np.arange(self.tokens.shape[1]), self.states, self.tokens]
 
     def divergence(self, own: Question) -> np.ndarray:
         """KL of each response: teacher × rollout."""
@@ -111,6 +120,10 @@ class Population:
     """Question × teacher: natural gains."""
     products: np.ndarray
     """Question × real teacher that informs × real teacher × rollout: products of their signals at different positions, mean zero."""
+    forward_pushes: np.ndarray
+    """Question × real teacher × rollout: `pushes` for forward KL."""
+    forward_products: np.ndarray
+    """`products` with the forward KL of the judged teacher."""
     length: int
     """Tokens of a response."""
 
@@ -140,9 +153,13 @@ def population(world: World, num_questions: int, num_rollouts: int) -> Populatio
         drawn = roll_out(world, own, generator("economy", index).random((num_rollouts, length)))
         pushes = drawn.pushes(own)
         sums, real = pushes.sum(axis=-1), pushes[: len(REAL)]
-        products = np.array([zero_mean_products(real.swapaxes(0, 1), own).T for own in real]).swapaxes(0, 1)
-        parts.append((drawn.outcomes, sums, drawn.divergence(own), own.gains, products.astype(np.float32)))
+        judged = drawn.forward_pushes(own)[: len(REAL)]
+        products, forward = (
+            np.array([zero_mean_products(real.swapaxes(0, 1), push).T for push in pushes]).swapaxes(0, 1).astype(np.float32)
+            for pushes in (real, judged)
+        )
+        parts.append((drawn.outcomes, sums, drawn.divergence(own), own.gains, products, judged.sum(axis=-1), forward))
     columns = [np.array(column) for column in zip(*parts, strict=True)]
     known = ~np.isnan(columns[3]).any(axis=1)  # in the tree a node without any range of success leaves one teacher of a question undefined
     columns = [column[known] for column in columns]
-    return Population(columns[0], columns[1], columns[2], columns[3], columns[4], length)
+    return Population(*columns, length)
