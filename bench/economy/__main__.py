@@ -51,7 +51,7 @@ PARTS: dict[str, Callable[[], list[Section]]] = {
     "pair": real_pair.gains,
     **{f"nodes-{name}": lambda name=name: _nodes(name) for name in WORLDS},
     "inclusion": lambda: [inclusion.inclusion(24, 16, 4)],
-    "planning": lambda: [planning.planning(12, 3)],
+    "planning": lambda: [planning.planning(8, 3)],
     "expansion": lambda: [expansion.expansion(6, 4, 8)],
     "early-ends": lambda: [early_ends.saved(16, 64)],
     "techniques": lambda: [techniques.screening(24, 600), techniques.continuations(60, 1000)],

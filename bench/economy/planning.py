@@ -46,12 +46,12 @@ def planning(num_questions: int, repetitions: int) -> Section:
         f"{repetitions} runs of {num_questions} questions a row, six teachers, backed up; natural gains of single nodes in deviations of the signal, "
         "nodes at which every token settles the outcome left out. *Within*: intervals no wider than a tenth above the width that was asked for. "
         "*Error*: mean squared error, which Neyman's rule lowers for a budget and leaves where it is for a width. *Coverage*: of 90 % intervals, "
-        "with four Monte Carlo errors. A budget of tokens is spent on means over questions and not on single nodes. A map serves the teacher that "
-        "needs most at each node; in the tree all six look at the same few strata, and even numbers are nearly as good. Controls foretell one share "
-        "of the variance for all nodes of a question: where they take out less, a map's intervals are wider than was asked for. In the tree these "
-        "teachers foretell outcomes to the last digit: an upper end and no promise."
+        "with four Monte Carlo errors. A budget of tokens is spent on means over questions and not on single nodes, whose error it may leave larger "
+        "than even numbers do. A map serves the teacher that needs most at each node. Controls foretell one share of the variance for all nodes of a "
+        "question: where they take out less, a map's intervals are wider than was asked for. In the tree these teachers foretell outcomes to the "
+        "last digit: an upper end and no promise."
     )
-    head = ["world", "target", "plan", "tokens", "within", "error", "coverage", "± "]
+    head = ["world", "target", "plan", "tokens", "within", "error", "coverage", "error of it"]
     return Section("Rounds: what planning brings", text, head, rows, checks)
 
 
