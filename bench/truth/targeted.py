@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from page import Section, band, fixed
+from two_values import chance_of_more, find_odd, held_and_open
 
 from opdscope.config import Config, TargetedConfig
 from opdscope.core.alignment import alignment_score, gain, ideal_squared_norm, natural_alignment, natural_gain, teacher_advantage
@@ -94,6 +95,8 @@ class Bank:
     """By question and outcome: the nodes of each path. Questions of the chains have equally many of either outcome."""
     places: list[tuple[int, int, int]]
     """Question, position and state of every node."""
+    success: np.ndarray
+    """Exact success of every stratum, node × stratum."""
 
 
 def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]:
@@ -150,7 +153,8 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
         "highest",
         "bias / its error",
     ]
-    return [per_node, Section("Targeted rollouts: pooled over questions", text, columns, pooled_rows, pooled_checks)]
+    pooled = Section("Targeted rollouts: pooled over questions", text, columns, pooled_rows, pooled_checks)
+    return [per_node, _two_values(bank, budget, continuations), pooled]
 
 
 def _per_node(bank: Bank, world: str, budget: str, continuations: int) -> tuple[list[list[Any]], list[tuple[str, bool]]]:
@@ -173,6 +177,34 @@ def _per_node(bank: Bank, world: str, budget: str, continuations: int) -> tuple[
         rows.append([world, budget, continuations, label, *cells])
         checks.append((f"{label} of a node, {world}, {budget}: coverage within 88–92 %", min(shares) >= 0.88 and max(shares) <= 0.92))
     return rows, checks
+
+
+def _two_values(bank: Bank, budget: str, continuations: int) -> Section:
+    """Intervals of the score at nodes of the chains where only its sign is open, beside those of an exact posterior."""
+    odd = find_odd(bank.success, bank.nodes.probs, bank.nodes.is_tail)
+    more = odd.own > odd.common
+    chance = chance_of_more(odd, bank.nodes.outcomes, np.array([question for question, _, _ in bank.places]))
+    held, reaches = held_and_open(chance, more, 0.9)
+    shares: list[float] = []
+    widths: list[float] = []
+    exact_widths: list[float] = []
+    for teacher, measures in bank.measures.items():
+        exact = np.array([bank.truths[q].values[teacher]["score"][t, s] for q, t, s in bank.places])[odd.index]
+        _, low, high = measures.score[odd.index].T
+        shares.append(float(np.mean((low <= exact) & (exact <= high))))
+        widths.append(float(np.mean(high - low)))
+        exact_widths.append(float(np.mean(2.0 * np.abs(exact) * reaches)))
+    cells = [f"{np.mean(~reaches):.1%}", f"{np.mean(held):.1%}", fixed(float(np.mean(exact_widths)), 3)]
+    row = [budget, continuations, f"{len(more):,}", *cells, *_shares(np.array(shares)), fixed(float(np.mean(widths)), 3)]
+    text = (
+        "Nodes of the chains at which all strata but one candidate succeed equally often: a teacher's score is then c or -c, whatever the "
+        "difference. *Exact*: the posterior that knows which candidate it is and how success is distributed over such nodes of all other "
+        "questions, though not the teacher. The shortest interval that holds 90 % of it is one point where one sign has that chance (*decided*); "
+        "else it holds both values, and with them the truth. So a correct posterior covers more than it says here, and its width says what is "
+        "left to gain."
+    )
+    columns = ["budget", "continuations a node", "nodes", "decided", "exact: coverage", "exact: width"]
+    return Section("Scores with two values", text, [*columns, "coverage", "lowest", "highest", "width"], [row])
 
 
 def _pooled(
@@ -317,7 +349,7 @@ def make_bank(world: World, config: Config, num_questions: int, continuations: i
     outcomes = StratumOutcomes(stacked["num_correct"], stacked["num_verified"], stacked["terminal"])
     nodes = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes)
     posterior, measures = _measured(nodes, signals, np.array([question for question, _, _ in places]), config)
-    return Bank(nodes, posterior, measures, truths, kept, places)
+    return Bank(nodes, posterior, measures, truths, kept, places, stacked["success"])
 
 
 def _measured(
