@@ -19,7 +19,14 @@ from opdscope.core.alignment import alignment_score, gain, ideal_squared_norm, n
 from opdscope.core.divergences import signal_of
 from opdscope.core.gradients import distillation_gradient
 from opdscope.core.randomness import generator
-from opdscope.core.sampling import allocate_continuations, choose_candidates, inclusion_probabilities, node_importance, systematic_sample
+from opdscope.core.sampling import (
+    allocate_continuations,
+    choose_candidates,
+    importance_per_cost,
+    inclusion_probabilities,
+    node_importance,
+    systematic_sample,
+)
 from opdscope.core.screening import StudentRows, compare_rows
 from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import ReasoningWorld, TreeWorld, World
@@ -115,7 +122,8 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
     many = make_bank(ReasoningWorld(), few_draws, num_questions, continuations, partial(_balanced, POOLED_PATHS))
     pooled_rows, pooled_checks = _pooled(many, config, budget, questions, continuations, repetitions)
     text = (
-        f"Nodes as the pipeline draws them, {QUESTIONS_A_RUN} questions a run, one interval each; {band(4000)} Teachers: {', '.join(TEACHERS)}; "
+        f"Nodes as the pipeline draws them by freedom, push and cost, {QUESTIONS_A_RUN} questions a run, one interval each; {band(4000)} "
+        f"Teachers: {', '.join(TEACHERS)}; "
         "lowest and highest over them. Intervals of the score and the natural alignment rest on an empirical-Bayes prior, and cover on average "
         "over nodes. "
         "*Undefined*: nodes where success has no range, so that there is no cosine; they are not counted. Nodes whose every token ends the response "
@@ -425,7 +433,8 @@ def _importance(student: np.ndarray, teachers: dict[str, np.ndarray]) -> np.ndar
     shape = student.shape[:2]
     rows = StudentRows.of(student.reshape(-1, student.shape[-1]))
     push = np.array([compare_rows(rows, t.reshape(-1, student.shape[-1])).reverse_kl for t in teachers.values()])
-    return node_importance(rows.collision, push).reshape(shape)
+    left = np.repeat(np.maximum(shape[0] - np.arange(shape[0]) - 1.0, 1.0), shape[1])
+    return importance_per_cost(node_importance(rows.collision, push), left).reshape(shape)
 
 
 def _stratify(
