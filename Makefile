@@ -47,7 +47,7 @@ bench-truth: $(STAMP)
 
 # Each formula made wrong in turn: a test must notice; writes docs/mutations.md.
 bench-mutations: $(STAMP)
-	$(BIN)/python bench/mutations.py
+	$(BIN)/python bench/mutations
 
 # What a token buys: ranking, per-node numbers, each technique; writes docs/economy.md. PARTS="techniques allocator" runs some of it.
 bench-economy: $(STAMP)

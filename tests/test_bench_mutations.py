@@ -7,9 +7,10 @@ import pytest
 
 import opdscope
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench" / "mutations"))
 
-from mutations import MUTATIONS, Mutation
+from listed import MUTATIONS
+from mutation import Mutation
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
