@@ -235,13 +235,17 @@ class PathShares:
 
     def totals(self, values: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question"]:
         """Sum over a response of a question; NaN where a value is."""
-        return np.array([np.sum(self.weight[i] * values[i]) / self.size[q] for q, i in self.clusters.items()])
+        return self._added(values[:, None])[:, 0]
 
     def sums(self, *columns: Float[np.ndarray, "node"]) -> Float[np.ndarray, "question column"]:
         """The same for several columns, with undefined nodes left out."""
-        stacked = np.stack(columns, axis=-1)
-        found = [np.nansum(self.weight[i, None] * stacked[i], axis=0) / self.size[q] for q, i in self.clusters.items()]
-        return np.array(found).reshape(-1, len(columns))
+        return self._added(np.nan_to_num(np.stack(columns, axis=-1), posinf=np.inf, neginf=-np.inf))
+
+    def _added(self, values: Float[np.ndarray, "node column"]) -> Float[np.ndarray, "question column"]:
+        sizes = np.array([len(own) for own in self.clusters.values()], dtype=np.int64)
+        order = np.concatenate([np.zeros(0, dtype=np.int64), *self.clusters.values()])
+        found = np.add.reduceat(self.weight[order, None] * values[order], np.cumsum(sizes) - sizes, axis=0)
+        return found / np.array(list(self.size.values()))[:, None]
 
 
 def path_shares(measures: NodeMeasures, nodes: NodeArrays, paths: str) -> PathShares:
@@ -251,8 +255,9 @@ def path_shares(measures: NodeMeasures, nodes: NodeArrays, paths: str) -> PathSh
     path_weight = np.array([1.0 / row["path_inclusion"] for row in rows])
     weight = path_weight / np.array([row["inclusion"] for row in rows])
     clusters = _clusters(rows, chosen)
-    per_path = {key: path_weight[index[0]] for key, index in _paths(rows, chosen).items()}
-    size = {q: float(sum(w for (question, _), w in per_path.items() if question == q)) for q in clusters}
+    size = dict.fromkeys(clusters, 0.0)
+    for (question, _), index in _paths(rows, chosen).items():
+        size[question] += float(path_weight[index[0]])
     return PathShares(chosen, clusters, weight, size)
 
 
