@@ -7,7 +7,7 @@ import pytest
 
 from opdscope.core.divergences import entropy, reverse_kl_signal
 from opdscope.core.early_range import ScreenedResponses, learn_early_range
-from opdscope.core.sampling import node_importance
+from opdscope.core.sampling import node_importance, variance_importance
 from opdscope.models.exact import ReasoningWorld
 
 WORLD = ReasoningWorld(length=30)
@@ -122,3 +122,15 @@ def test_rollouts_without_a_verdict_are_not_learned_from(informed: Screened) -> 
     unknown = replace(responses, outcome=np.where(kept, responses.outcome, np.nan))
     # bins are of all positions, so that only what each explains is told apart by a handful of them
     np.testing.assert_allclose(learn_early_range(unknown).explained, learn_early_range(part).explained, atol=0.02)
+
+
+def test_a_divergence_that_rounding_left_below_zero_settles_nothing(informed: Screened) -> None:
+    """A teacher that is the student but for rounding, at some positions or everywhere."""
+    responses, _, bounds = informed
+    source = np.random.default_rng(1)
+    tiny = np.array([np.where(source.random(len(bounds)) < 0.5, -1e-9, own) for own in responses.reverse_kl])
+    for divergence in (tiny, np.full_like(tiny, -1e-9)):
+        shares = _shares(replace(responses, reverse_kl=divergence), bounds)
+        assert np.all(np.isfinite(shares))
+        assert shares.min() >= 0.0
+        assert np.all(np.isfinite(variance_importance(divergence, shares.ravel(), 32)))

@@ -55,8 +55,8 @@ MUTATIONS = (
     Mutation(
         "the early range spreads every teacher's push as if it knew something",
         "core/early_range.py",
-        "self.slopes[:, of_bin] ** 2 * 2.0 * reverse_kl",
-        "2.0 * reverse_kl",
+        "self.slopes[:, of_bin] ** 2 * 2.0 * np.maximum(reverse_kl, 0.0)",
+        "2.0 * np.maximum(reverse_kl, 0.0)",
         "core_early_range",
     ),
     Mutation(

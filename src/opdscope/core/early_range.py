@@ -39,7 +39,7 @@ class ScreenedResponses:
     centred: Float[np.ndarray, "teacher position"]
     """Log-ratio of each teacher at the token that was taken, less its mean under the student; zero where it has none."""
     reverse_kl: Float[np.ndarray, "teacher position"]
-    """KL(student ‖ teacher) in nats; zero where it has none."""
+    """KL(student ‖ teacher) in nats; zero where it has none. Rounding may leave it below zero."""
 
     def summed(
         self, values: Float[np.ndarray, "teacher position"], of_bin: Int[np.ndarray, "position"]
@@ -82,7 +82,7 @@ class EarlyRange:
             responses of the sum over a response is one.
         """
         of_bin = np.digitize(entropy, self.edges)
-        known = np.sum(self.slopes[:, of_bin] ** 2 * 2.0 * reverse_kl, axis=0)
+        known = np.sum(self.slopes[:, of_bin] ** 2 * 2.0 * np.maximum(reverse_kl, 0.0), axis=0)
         scale = np.where(self.push > 0, self.explained / np.where(self.push > 0, self.push, 1.0), 0.0)
         possible = float(np.sum(bound**2))
         rest = (1.0 - float(np.sum(self.explained))) / possible if possible > 0 else 0.0
@@ -121,6 +121,6 @@ def learn_early_range(responses: ScreenedResponses) -> EarlyRange:
     total = float(np.sum(within**2))
     explained = np.maximum(np.einsum("i,itb->b", within, slopes * controls), 0.0) / total if total > 0 else np.zeros(_BINS)
     mean = np.mean(slopes, axis=0) if len(known) else np.zeros(controls.shape[1:])
-    push = np.sum(mean**2 * 2.0 * np.mean(responses.summed(responses.reverse_kl, of_bin), axis=0), axis=0)
+    push = np.sum(mean**2 * 2.0 * np.mean(responses.summed(np.maximum(responses.reverse_kl, 0.0), of_bin), axis=0), axis=0)
     explained = np.where(push > 0, explained, 0.0) / max(float(np.sum(explained)), 1.0)
     return EarlyRange(edges, explained, mean, push)

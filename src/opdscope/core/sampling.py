@@ -58,8 +58,9 @@ def variance_importance(
         >>> variance_importance(np.array([[1.0, 1.0]]), np.array([0.99, 0.0]), 100).round(6).tolist()
         [1.0, 0.1]
     """
+    reverse_kl = np.maximum(reverse_kl, 0.0)  # rounding may leave it below zero
     mean = np.mean(reverse_kl, axis=-1, keepdims=True)
-    push = np.mean(np.maximum(reverse_kl, 0.0) / np.where(mean > 0, mean, 1.0), axis=0)
+    push = np.mean(reverse_kl / np.where(mean > 0, mean, 1.0), axis=0)
     return np.sqrt(push * (settled + 1.0 / continuations))
 
 
