@@ -9,6 +9,7 @@ Prints the tables, writes docs/economy.md and bench/results/economy/. Allocation
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -74,10 +75,20 @@ def main(chosen: list[str]) -> None:
             continue
         started = time.process_time()
         sections = PARTS[name]()
-        found = {"seconds": round(time.process_time() - started), "sections": [asdict(section) for section in sections]}
+        found = {
+            "seconds": round(time.process_time() - started),
+            "commit": _commit(),
+            "sections": [asdict(section) for section in sections],
+        }
         _result(name).write_text(json.dumps(found, indent=2, ensure_ascii=False, default=bool), encoding="utf-8")
         print("\n".join(line for section in sections for line in lines_of(section)), flush=True)
     _write_page()
+
+
+def _commit() -> str:
+    """Of the tree that a part is run from."""
+    found = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
 
 
 def _result(name: str) -> Path:
@@ -88,6 +99,7 @@ def _result(name: str) -> Path:
 def _write_page() -> None:
     lines = ["# Economy", "", "Written by `make bench-economy`; nothing on this page is written by hand.", ""]
     seconds: list[str] = []
+    commits: dict[str, list[str]] = {}
     checks: list[bool] = []
     for name in PARTS:
         path = _result(name)
@@ -97,9 +109,12 @@ def _write_page() -> None:
             lines += [line for section in sections for line in lines_of(section)]
             checks += [bool(met) for section in sections for _, met in section.checks]
             seconds.append(f"{name} {found['seconds']}")
+            commits.setdefault(found["commit"], []).append(name)
     missing = [name for name in PARTS if not _result(name).exists()]
     left_out = f" Not run: {', '.join(missing)}." if missing else ""
-    lines += ["## In all", "", f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
+    made = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
+    lines += ["## In all", "", f"Made at commits: {made}.", ""]
+    lines += [f"Targets met: {sum(checks)} of {len(checks)}. Processor seconds: {', '.join(seconds)}.{left_out}", ""]
     (ROOT / "docs" / "economy.md").write_text("\n".join(lines), encoding="utf-8")
 
 
