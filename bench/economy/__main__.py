@@ -42,7 +42,7 @@ WORLDS = ("chains", "tree")
 
 def _nodes(name: str) -> list[Section]:
     exact = {name: nodes.made(name, 10)}
-    return [nodes.economy(exact, 6), nodes.coverage(exact, 24)]
+    return [nodes.economy(exact, 3), nodes.coverage(exact, 24)]
 
 
 PARTS: dict[str, Callable[[], list[Section]]] = {

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from continuing import Drawn, Start, continue_from
 from page import Section
 from ranking import config
+from scipy.special import ndtri
 from worlds import REAL, TASKS, WORLDS, question
 
 import opdscope
 from opdscope.config import Config, load_config
-from opdscope.core.alignment import alignment_score, natural_gain
+from opdscope.core.alignment import alignment_score, gain_variance, natural_gain
 from opdscope.core.allocation import allocate_tokens, target_weights
-from opdscope.core.backup import no_links
+from opdscope.core.backup import interval_variance, no_links
 from opdscope.core.controlled import control_outcomes
 from opdscope.core.coupling import Coupling, estimate_coupling
 from opdscope.core.randomness import generator
@@ -42,7 +44,10 @@ class Exact:
 
     def __init__(self, run: Run, world: World) -> None:
         """Look every stratum's success up."""
-        self.tables, self.config = run.tables(), run.config
+        tables, self.config = run.tables(), run.config
+        # nulls are measured by no table of the page
+        real = pa.array([name in REAL for name in tables["node_signals"]["teacher"].to_pylist()], pa.bool_())
+        self.tables = {**tables, "node_signals": tables["node_signals"].filter(real)}
         self.nodes = read_nodes(self.tables)
         self.links = read_links(self.tables, self.nodes.rows)
         shape = self.nodes.probs.shape
@@ -170,6 +175,17 @@ def _estimates(exact: Exact, drawn: tuple[NodeArrays, Evidence]) -> tuple[np.nda
     """Teacher × node: scores, gains per deviation of the signal (each with its interval), as `node_scores` gives them."""
     nodes, evidence = drawn
     return _by_teacher(exact, nodes, evident_posterior(nodes, evidence, _settings(exact)))
+
+
+def _gain_intervals(exact: Exact, drawn: tuple[NodeArrays, Evidence]) -> np.ndarray:
+    """Teacher × node: lower and upper end of the gains alone, as `node_scores` has them, which takes no posterior."""
+    nodes, evidence = drawn
+    success = evidence.success(nodes.probs, nodes.outcomes)
+    noise = interval_variance(nodes.probs, nodes.outcomes, evidence.links, evidence.coupling, evidence.sums)
+    gains = np.array([natural_gain(nodes.logprobs, signal, success.mean) for signal in exact.signals])
+    variances = [gain_variance(nodes.logprobs, signal, noise, success.correlations) for signal in exact.signals]
+    half = float(ndtri(0.5 + exact.config.analysis.confidence / 2)) * np.sqrt(np.array(variances))
+    return np.stack([gains - half, gains + half], axis=-1) / np.sqrt(np.maximum(exact.spread, 1e-12))[..., None]
 
 
 def measured(exact: Exact) -> tuple[np.ndarray, np.ndarray]:
@@ -329,8 +345,9 @@ def coverage(exacts: dict[str, Exact], repetitions: int) -> Section:
                 counts = _counts(exact, way, part)
                 held: list[float] = []
                 for k in range(repetitions):
-                    _, gains = _estimates(exact, exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k), way))
-                    held.append(float(np.mean(((gains[..., 1] <= gains_truth) & (gains_truth <= gains[..., 2]))[use])))
+                    drawn = exact.drawn(counts, generator("economy", "coverage", name, part.hex(), k), way)
+                    low, high = np.moveaxis(_gain_intervals(exact, drawn), -1, 0)
+                    held.append(float(np.mean(((low <= gains_truth) & (gains_truth <= high))[use])))
                 # the intervals of one set of outcomes share it: the error comes from how the sets differ
                 error = 4 * np.std(held, ddof=1) / np.sqrt(repetitions)
                 rows.append([name, way.name, f"{part:.0%}", f"{int(use.sum()):,}", f"{np.mean(held):.1%}", f"± {error:.1%}"])
