@@ -60,7 +60,7 @@ class Exact:
         self._look_up(world)
         self.signals, self.gradients = np.zeros((2, len(REAL), *shape))
         self.spread, self.norm = np.zeros((2, len(REAL), shape[0]))
-        own = [row for row in self.tables["node_signals"].to_pylist() if row["teacher"] in REAL]
+        own = self.tables["node_signals"].to_pylist()
         columns = (padded([row[name] for row in own], shape[1]) for name in ("signal", "gradient"))
         for row, signal, gradient in zip(own, *columns, strict=True):
             place = REAL.index(row["teacher"]), self.index[row["node_id"]]
@@ -201,9 +201,8 @@ def _by_teacher(exact: Exact, nodes: NodeArrays, posterior: Posterior) -> tuple[
     shape = (len(REAL), len(nodes.rows), 3)
     scores, gains = np.full(shape, np.nan), np.full(shape, np.nan)
     for m in measure_nodes(exact.tables, nodes, posterior, _settings(exact)):
-        if m.teacher in REAL:
-            place = REAL.index(m.teacher)
-            scores[place, m.index], gains[place, m.index] = m.score, m.natural_gain
+        place = REAL.index(m.teacher)
+        scores[place, m.index], gains[place, m.index] = m.score, m.natural_gain
     return scores, gains / np.sqrt(np.maximum(exact.spread, 1e-12))[..., None]
 
 
