@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
 import opdscope
 from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
 from opdscope.core.divergences import reverse_kl_signal
 from opdscope.models.exact import ReasoningWorld
 from opdscope.records import to_table
-from opdscope.summary.controls import Controls
+from opdscope.summary.controls import Controls, corrections
 from opdscope.summary.teachers import screen_questions
 
 
@@ -35,7 +37,29 @@ def test_products_at_different_positions_have_mean_zero_over_the_students_respon
 
 def test_a_teacher_without_a_context_for_a_question_informs_nothing_there() -> None:
     controls = Controls({"teacher_positions": to_table("teacher_positions", [])}, ["shown a solution"])
-    assert controls.products(("q", 0), np.ones(3)).tolist() == [0.0]
+    assert controls.products([("q", 0)], np.ones((1, 3)), np.array([3])).tolist() == [[[0.0]]]
+    assert controls.centred(("q", 0), 3).tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("most", [1, 40, 1 << 20])
+def test_products_of_many_rollouts_are_those_of_each(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opdscope.summary.controls._MOST_ENTRIES", most)
+    source = np.random.default_rng(3)
+    lengths = [4, 0, 7, 1, 7, 2]
+    ratios = {(f"q{k}", k, name): source.normal(size=length) for k, length in enumerate(lengths) for name in ("a", "b")}
+    del ratios["q2", 2, "b"], ratios["q3", 3, "a"], ratios["q3", 3, "b"]  # contexts that questions lack
+    ratios["q4", 4, "a"][2] = -np.inf  # a token that the teacher excludes
+    divergences = [np.where(np.isfinite(own), 0.3, np.inf) for own in ratios.values()]
+    keys = dict(zip(("question_id", "rollout_index", "teacher"), zip(*ratios, strict=True), strict=True))
+    table = pa.table({**keys, "log_ratio": list(ratios.values()), "reverse_kl": divergences})
+    controls = Controls({"teacher_positions": table}, ["a", "b"])
+    named = [(f"q{k}", k) for k in (5, 2, 2, 4, 0, 3, 1)]  # as often as teachers judge a rollout
+    signals = [source.normal(size=(2, lengths[k])) for _, k in named]
+    found = controls.products(named, np.concatenate(signals, axis=1), np.array([lengths[k] for _, k in named]))
+    for row, ((q, k), signal) in enumerate(zip(named, signals, strict=True)):
+        centred = [np.nan_to_num(ratios.get((q, k, name), np.full(lengths[k], -0.3)) + 0.3, neginf=0.0) for name in ("a", "b")]
+        for kind in range(2):
+            np.testing.assert_allclose(found[kind, row], zero_mean_products(np.array(centred), signal[kind]), rtol=0, atol=1e-14)
 
 
 def test_slopes_do_not_depend_on_their_own_fold() -> None:
@@ -45,6 +69,31 @@ def test_slopes_do_not_depend_on_their_own_fold() -> None:
     same, other = (cross_fitted_slopes(controls, v, fold) for v in (values, np.where(fold == 2, -values, values)))
     np.testing.assert_array_equal(same[fold == 2], other[fold == 2])
     assert not np.allclose(same[fold != 2], other[fold != 2])
+
+
+def test_slopes_of_a_batch_are_those_of_each_and_leave_out_what_has_no_verdict() -> None:
+    source, fold = np.random.default_rng(2), np.array([3, 1, 3, 0, 0, 1, 3, 0, 1, 1])
+    controls, values = source.normal(size=(2, 3, 10, 2)), source.normal(size=(2, 3, 10))
+    values[1, 2, 4] = np.nan
+    found = cross_fitted_slopes(controls, values, fold)
+    for place in np.ndindex(2, 3):
+        known = np.isfinite(values[place])
+        own = cross_fitted_slopes(controls[place][known], values[place][known], fold[known])
+        np.testing.assert_allclose(found[place][known], own, rtol=1e-12)
+    np.testing.assert_array_equal(found[1, 2, 4], found[1, 2, 3])
+
+
+def test_a_correction_is_the_slope_of_other_questions_times_the_mean_of_all_scored_rollouts() -> None:
+    source = np.random.default_rng(4)
+    contributions, products = source.normal(size=(12, 6)), source.normal(size=(12, 6, 2))
+    scored = np.ones((12, 6), dtype=bool)
+    scored[3, 4:], products[3, 4:] = False, 0.0
+    contributions[3, 4:], contributions[5, 0], contributions[7] = np.nan, np.nan, np.nan  # not scored; one and six without a verdict
+    found = corrections(contributions, products, scored)
+    slopes = cross_fitted_slopes(products.reshape(-1, 2), contributions.ravel(), np.repeat(np.arange(12) % 10, 6)).reshape(12, 6, 2)
+    expected = [slopes[q, 0] @ products[q, scored[q]].mean(axis=0) for q in range(12)]
+    expected[7] = 0.0
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_the_gain_with_control_variates_is_nearer_to_the_truth(tmp_path: Path) -> None:

@@ -75,7 +75,12 @@ def pushes(world):
         tables = [reduce_rows(student, np.log(world.teacher), np.full(len(PREFIXES), token), objective) for token in range(VOCAB)]
         for name in ("taken_signal", "taken_gradient"):
             table = np.stack([getattr(rows, name) for rows in tables], axis=-1)
-            result.append(teacher_pushes([table[row, taken] for row, taken in zip(ROWS, TAKEN, strict=True)]))
+            result.append(
+                teacher_pushes(
+                    np.concatenate([table[row, taken] for row, taken in zip(ROWS, TAKEN, strict=True)]),
+                    np.array([len(row) for row in ROWS]),
+                )
+            )
     return np.array(result)
 
 
@@ -173,4 +178,4 @@ def test_shapes_that_disagree_are_refused():
 
 def test_pushes_are_summed_in_float64():
     values = np.full(1_000, 0.1, dtype=np.float32)
-    np.testing.assert_allclose(teacher_pushes([values, values[:0]]), [1_000 * float(np.float32(0.1)), 0.0], rtol=1e-13)
+    np.testing.assert_allclose(teacher_pushes(values, np.array([len(values), 0])), [1_000 * float(np.float32(0.1)), 0.0], rtol=1e-13)

@@ -130,7 +130,7 @@ def test_screening_is_unbiased_for_every_teacher(objective: str) -> None:
     own = StudentRows.of(rows("itself", question, responses).reshape(flat))
     for name in ("good", "harmful", "stylistic", "random", "sharpened"):
         signal = reduce_rows(own, rows(name, question, responses).reshape(flat), taken, objective).taken_signal
-        pushes = teacher_pushes(list(signal.reshape(len(responses), -1)))
+        pushes = teacher_pushes(signal, np.full(len(responses), len(taken) // len(responses)))
         estimates = [screening_gain(outcomes[s : s + size], pushes[s : s + size]) for s in range(0, len(responses), size)]
         error = np.std(estimates, ddof=1) / np.sqrt(groups)
         assert abs(np.mean(estimates) - WORLD.natural_gain(question, name, objective)) < 4 * error, name

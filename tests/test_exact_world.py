@@ -106,8 +106,8 @@ def test_screening_is_unbiased_for_every_teacher(objective: str) -> None:
     own = StudentRows.of(student.scorer().encode(requests).logprobs(0, len(taken), 1.0))
     for name in ("good", "harmful", "stylistic", "random", "sharpened"):
         rows = ExactModel(WORLD, name).scorer().encode(requests).logprobs(0, len(taken), 1.0)
-        signals = reduce_rows(own, rows, taken, objective).taken_signal.reshape(len(responses), -1)
-        pushes = teacher_pushes(list(signals))
+        signals = reduce_rows(own, rows, taken, objective).taken_signal
+        pushes = teacher_pushes(signals, np.full(len(responses), len(taken) // len(responses)))
         estimates = [screening_gain(outcomes[s : s + size], pushes[s : s + size]) for s in range(0, len(responses), size)]
         error = np.std(estimates, ddof=1) / np.sqrt(groups)
         assert abs(np.mean(estimates) - WORLD.natural_gain(question, name, objective)) < 4 * error, name

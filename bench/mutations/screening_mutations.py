@@ -67,6 +67,27 @@ MUTATIONS = (
         "core_controlled pipeline_controls",
     ),
     Mutation(
+        "slopes of control variates learn from their own fold",
+        "core/controls.py",
+        "((moments.sum(axis=0) - moments) / size)",
+        "(np.broadcast_to(moments.sum(axis=0), moments.shape) / size)",
+        "core_controls",
+    ),
+    Mutation(
+        "products with control variates read on into the next response",
+        "summary/controls.py",
+        "axis=1) * inside",
+        "axis=1)",
+        "core_controls",
+    ),
+    Mutation(
+        "a correction is averaged over rollouts that are not scored",
+        "summary/controls.py",
+        "np.maximum(scored.sum(axis=-1), 1)[..., None]",
+        "scored.shape[-1]",
+        "core_controls",
+    ),
+    Mutation(
         "the reverse-KL signal has the wrong sign",
         "core/divergences.py",
         "return teacher_logprobs - student_logprobs",

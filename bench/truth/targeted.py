@@ -110,8 +110,8 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
     """Per-node intervals in both worlds and pooled ones in that of reasoning chains, at one budget."""
     config = make_config()
     questions, continuations = BUDGETS[budget]
-    bank = make_bank(ReasoningWorld(), config, num_questions, continuations, partial(_balanced, 36))
-    tree = make_bank(TreeWorld(), config, num_questions, continuations, partial(_as_drawn, 24))
+    bank = make_bank(ReasoningWorld(), config, num_questions, continuations, partial(_balanced, 30))
+    tree = make_bank(TreeWorld(), config, num_questions, continuations, partial(_as_drawn, 16))
     node_rows: list[list[Any]] = []
     node_checks: list[tuple[str, bool]] = []
     for world, own in (("chains", bank), ("tree", tree)):

@@ -124,7 +124,7 @@ def _verdicts(keys: Sequence[tuple[str, str]], looks: Sequence[Screening], confi
         gains = [screening[key].natural_gain for key in keys]
         return np.stack([*gains, *(over_null(screening, *key, config) for key in keys)], axis=-1)
 
-    values, width = numbers(screening), joint_width(looks, numbers, config, "advice")
+    values, width = numbers(screening), joint_width([numbers(look) for look in looks], config, "advice")
     found: dict[tuple[str, str], str] = {}
     for key, own, beyond in zip(keys, values.T[: len(keys)], values.T[len(keys) :], strict=True):
         gain, over = (clustered_mean(values, level, width) for values in (own, beyond))
@@ -188,7 +188,7 @@ def _comparisons(candidates: Sequence[Candidate], looks: Sequence[Screening], co
         sums = {key: _sums(key, screening, config) for key in keys}
         return np.stack([_difference(sums[first], sums[second], criterion) for first, second in pairs], axis=-1)
 
-    values, width = differences(looks[-1]), joint_width(looks, differences, config, "advice", "comparisons")
+    values, width = differences(looks[-1]), joint_width([differences(look) for look in looks], config, "advice", "comparisons")
     found: list[Comparison] = []
     for (first, second), column in zip(pairs[: len(keys) - 1], values.T, strict=False):
         difference = clustered_mean(column, config.analysis.confidence, width)

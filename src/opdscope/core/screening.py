@@ -5,7 +5,6 @@ function of moving the student along the objective. Its covariance with R is the
 nodes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,7 +193,9 @@ def screening_gain(
 
 
 def value_corrections(
-    outcomes: Float[np.ndarray, "rollout"], pushes: Float[np.ndarray, "*batch rollout"], weighted: Float[np.ndarray, "*batch rollout"]
+    outcomes: Float[np.ndarray, "*#batch rollout"],
+    pushes: Float[np.ndarray, "*batch rollout"],
+    weighted: Float[np.ndarray, "*batch rollout"],
 ) -> Float[np.ndarray, "*batch rollout"]:
     r"""What each rollout's part of a screening gain loses where fitted values of prefixes take the place of the leave-one-out baseline.
 
@@ -213,15 +214,24 @@ def value_corrections(
         [0.25, 0.25]
     """
     verified = ~np.isnan(outcomes)
-    baseline = (np.nansum(outcomes) - np.nan_to_num(outcomes)) / np.maximum(np.sum(verified) - verified, 1)
+    others = np.nansum(outcomes, axis=-1, keepdims=True) - np.nan_to_num(outcomes)
+    baseline = others / np.maximum(verified.sum(axis=-1, keepdims=True) - verified, 1)
     return weighted - baseline * pushes
 
 
-def teacher_pushes(centred: Sequence[Float[np.ndarray, "position"]]) -> Float[np.ndarray, "rollout"]:
-    """Sum of a centred per-position quantity over each response, in float64."""
-    lengths = np.array([len(values) for values in centred], dtype=np.int64)
+def teacher_pushes(centred: Float[np.ndarray, "position"], lengths: Int[np.ndarray, "rollout"]) -> Float[np.ndarray, "rollout"]:
+    """Sum of a centred per-position quantity over each response, in float64.
+
+    Args:
+        centred: All responses, one after another.
+        lengths: Positions of each.
+
+    Example:
+        >>> teacher_pushes(np.array([1.0, 2.0, 4.0]), np.array([2, 0, 1])).tolist()
+        [3.0, 0.0, 4.0]
+    """
     sums = np.zeros(len(lengths))
-    if np.any(lengths > 0):  # all responses at once: there may be very many; an empty one has no place to begin at
+    if np.any(lengths > 0):  # an empty response has no place to begin at
         starts = np.cumsum(lengths) - lengths
-        sums[lengths > 0] = np.add.reduceat(np.concatenate(centred).astype(np.float64), starts[lengths > 0])
+        sums[lengths > 0] = np.add.reduceat(centred.astype(np.float64), starts[lengths > 0])
     return sums

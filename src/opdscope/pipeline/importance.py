@@ -11,8 +11,7 @@ from opdscope.core.sampling import importance_per_cost, node_importance, varianc
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Outcome
 from opdscope.summary.paths import list_arrays
-
-_Key = tuple[str, int]  # question and rollout index
+from opdscope.summary.positions import Rollout, places_of, read_teacher_positions, rollouts_of
 
 
 class PositionImportance:
@@ -27,11 +26,10 @@ class PositionImportance:
         """
         self._settings = experiment.config.targeted
         table = experiment.run.table("student_positions", ["question_id", "rollout_index", "entropy", "collision"])
-        keys: list[_Key] = list(zip(*(table[name].to_pylist() for name in ("question_id", "rollout_index")), strict=True))
+        keys = rollouts_of(table)
         entropy, collision = (list_arrays(table[name]) for name in ("entropy", "collision"))
         length = np.array([len(own) for own in entropy], dtype=np.int64)
-        stop = np.cumsum(length)
-        self._place = {key: slice(int(end - size), int(end)) for key, end, size in zip(keys, stop, length, strict=True)}
+        self._place = places_of(keys, length.tolist())
         self._entropy, self._collision = (np.concatenate([np.zeros(0), *own]) for own in (entropy, collision))
         self._centred, self._divergence = self._read_teachers(experiment)
         self._range = None
@@ -41,7 +39,7 @@ class PositionImportance:
             screened = ScreenedResponses(question, outcome, length, self._entropy, self._centred, self._divergence)
             self._range = learn_early_range(screened)
 
-    def weights(self, key: _Key) -> Float[np.ndarray, "position"]:
+    def weights(self, key: Rollout) -> Float[np.ndarray, "position"]:
         """Non-negative weights without a unit; zero where every gain is."""
         own = self._place[key]
         divergence = self._divergence[:, own]
@@ -56,22 +54,15 @@ class PositionImportance:
         return found
 
     def _read_teachers(self, experiment: Experiment) -> tuple[Float[np.ndarray, "teacher position"], Float[np.ndarray, "teacher position"]]:
-        """Centred log-ratio and divergence of every teacher, finite; zero where it has no context for the question.
+        """Centred log-ratio and divergence of every teacher, finite.
 
-        A teacher that excludes a token the student may take is as far away there as anywhere on the response, and its log-ratio tells nothing.
+        A teacher that excludes a token the student may take is as far away there as anywhere on the response.
         """
-        place = {name: k for k, name in enumerate(experiment.teachers)}
         columns = ["question_id", "rollout_index", "teacher", "log_ratio", "reverse_kl"]
-        table = experiment.run.table("teacher_positions", columns)
-        centred, divergence = np.zeros((2, len(place), len(self._entropy)))
-        names = zip(*(table[name].to_pylist() for name in columns[:3]), strict=True)
-        ratios, divergences = (list_arrays(table[name]) for name in columns[3:])
-        for (question_id, index, teacher), ratio, kl in zip(names, ratios, divergences, strict=True):
-            if teacher in place:
-                own = place[teacher], self._place[question_id, index]
-                centred[own], divergence[own] = ratio, kl
-                if not np.isfinite(divergence[own]).all():
-                    divergence[own] = np.where(np.isfinite(kl), kl, np.max(kl, initial=0.0, where=np.isfinite(kl)))
-                    centred[own] = np.where(np.isfinite(kl), ratio, np.nan)
-        centred += divergence
-        return np.where(np.isfinite(centred), centred, 0.0), divergence
+        found = read_teacher_positions(experiment.run.table("teacher_positions", columns), list(experiment.teachers), self._place)
+        divergence, finite = found.divergence, np.isfinite(found.divergence)
+        if not finite.all():
+            for own in self._place.values():
+                largest = np.max(divergence[:, own], axis=1, initial=0.0, where=finite[:, own])
+                divergence[:, own] = np.where(finite[:, own], divergence[:, own], largest[:, None])
+        return found.centred, divergence

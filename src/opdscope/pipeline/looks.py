@@ -10,7 +10,7 @@ from opdscope.config import Config
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Role, to_table
 from opdscope.store import Run
-from opdscope.summary.looks import Screening, order_of, planned_looks
+from opdscope.summary.looks import Seen, order_of, planned_looks
 from opdscope.summary.paths import list_lengths
 from opdscope.summary.responses import READ, READ_FITTED
 
@@ -40,14 +40,14 @@ def looks(experiment: Experiment) -> Generator[Look]:
     if experiment.config.target.kind != "rank":
         yield Look(0, sizes[-1], "")
         return
-    seen: dict[tuple[int, int], Screening] = {}
+    seen: Seen = {}
     for index, (start, stop) in enumerate(zip((0, *sizes), sizes, strict=False)):
         if index > 0 and not _goes_on(experiment, index, stop, seen):
             return
         yield Look(start, stop, f"{index:03d}-")
 
 
-def _goes_on(experiment: Experiment, index: int, stop: int, seen: dict[tuple[int, int], Screening]) -> bool:
+def _goes_on(experiment: Experiment, index: int, stop: int, seen: Seen) -> bool:
     config, run = experiment.config, experiment.run
     sizes = planned_looks(config)
     tables = {name: run.table(name, columns) for name, columns in (READ_FITTED if config.analysis.fitted_values else READ).items()}

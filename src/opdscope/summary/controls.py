@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
+from opdscope.core.controls import slopes_of_folds, zero_mean_products
 from opdscope.core.values import cross_fitted_values, prefix_features, success_log_odds
 from opdscope.summary.paths import list_arrays
+from opdscope.summary.positions import Rollout, read_teacher_positions, rollouts_of
 
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
 
-_Rollout = tuple[str, int]  # question and index
+_MOST_ENTRIES = 1 << 15
+"""Of the responses that are multiplied at a time, filled up to one length."""
 
 
 class Controls:
@@ -25,57 +27,71 @@ class Controls:
 
     def __init__(self, tables: Mapping[str, pa.Table], teachers: Sequence[str]) -> None:
         """Read what is scored; a teacher without a context for a question informs nothing there."""
-        place = {name: k for k, name in enumerate(teachers)}
-        self._num = len(teachers)
-        self._controls: dict[_Rollout, Float[np.ndarray, "control position"]] = {}
-        positions = tables["teacher_positions"]
-        ratios, divergences = (list_arrays(positions[name]) for name in ("log_ratio", "reverse_kl"))
-        labels = positions.select(["question_id", "rollout_index", "teacher"]).to_pylist()
-        for row, ratio, divergence in zip(labels, ratios, divergences, strict=True):
-            if row["teacher"] in place:
-                centred = ratio.astype(np.float64) + divergence
-                own = self._controls.setdefault((row["question_id"], row["rollout_index"]), np.zeros((len(teachers), len(centred))))
-                # where the teacher excludes a token that the student may take, its divergence has no bound: it informs nothing there
-                own[place[row["teacher"]]] = np.where(np.isfinite(divergence) & np.isfinite(ratio), centred, 0.0)
+        self._positions = read_teacher_positions(tables["teacher_positions"], teachers)
 
-    def centred(self, rollout: _Rollout, length: int) -> Float[np.ndarray, "control position"]:
+    def centred(self, rollout: Rollout, length: int) -> Float[np.ndarray, "control position"]:
         """Log-ratio at each token of a rollout, less its mean under the student; zero of a teacher without a context for the question."""
-        return self._controls.get(rollout, np.zeros((self._num, length)))
+        place = self._positions.places.get(rollout)
+        return self._positions.centred[:, place] if place is not None else np.zeros((len(self._positions.centred), length))
 
-    def products(self, rollout: _Rollout, signal: Float[np.ndarray, "position"]) -> Float[np.ndarray, "control"]:
-        """Products of the controls and a teacher's centred signal at different positions of a rollout; mean zero."""
-        return zero_mean_products(self.centred(rollout, len(signal)), signal.astype(np.float64))
+    def products(
+        self, rollouts: Sequence[Rollout], signals: Float[np.ndarray, "kind position"], lengths: Int[np.ndarray, "row"]
+    ) -> Float[np.ndarray, "kind row control"]:
+        """Products of the controls and a teacher's centred signals at different positions of each rollout; mean zero.
+
+        Args:
+            rollouts: That of each row.
+            signals: One or several kinds, rows one after another.
+            lengths: Positions of each row.
+        """
+        places, centred = self._positions.places, self._positions.centred
+        begins = np.array([places[rollout].start if rollout in places else -1 for rollout in rollouts], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        found = np.zeros((len(signals), len(rollouts), len(centred)))
+        rows = np.flatnonzero((begins >= 0) & (lengths > 0))
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]  # those of about one length together, the longest first
+        done = 0
+        while done < len(rows):
+            steps = np.arange(int(lengths[rows[done]]))
+            own = rows[done : done + max(_MOST_ENTRIES // (len(steps) * len(centred)), 1)]
+            inside = steps < lengths[own, None]
+            control, signal = (
+                np.take(values, np.where(inside, first[own, None] + steps, 0), axis=1) * inside
+                for values, first in ((centred, begins), (signals, starts))
+            )
+            found[:, own] = zero_mean_products(np.ascontiguousarray(control.swapaxes(0, 1)), signal)
+            done += len(own)
+        return found
 
 
 def corrections(
-    contributions: Sequence[Float[np.ndarray, "rollout"]], products: Sequence[Float[np.ndarray, "rollout control"]]
-) -> Float[np.ndarray, "question"]:
+    contributions: Float[np.ndarray, "*batch question rollout"],
+    products: Float[np.ndarray, "*batch question rollout control"],
+    scored: Bool[np.ndarray, "*#batch question rollout"],
+) -> Float[np.ndarray, "*batch question"]:
     """What to subtract from the gain of each question, with slopes learned at other questions.
 
     Args:
-        contributions: Per question, (R - b) F of each rollout; NaN where there is no verdict.
-        products: Per question, the products of each rollout.
+        contributions: (R - b) F of each rollout; NaN where there is no verdict, and where it is not scored.
+        products: The products of each rollout.
+        scored: Where there are any.
 
     Returns:
-        Numbers with mean zero: averaged over all rollouts, since the mean over those with a verdict need not be zero.
+        Numbers with mean zero: averaged over all scored rollouts, since the mean over those with a verdict need not be zero. Zero of a question
+        without a verdict.
     """
-    lengths = np.array([len(own) for own in contributions])
-    question = np.repeat(np.arange(len(lengths)), lengths)
-    values, columns = np.concatenate(contributions), np.concatenate(products)
-    known = np.flatnonzero(np.isfinite(values))
-    slopes = cross_fitted_slopes(columns[known], values[known], question[known] % _FOLDS)
-    # one slope a question, that of its first rollout with a verdict; a question without any has no correction
-    judged, first = np.unique(question[known], return_index=True)
-    found, means = np.zeros(len(lengths)), np.zeros((len(lengths), columns.shape[1]))
-    filled = np.flatnonzero(lengths)
-    means[filled] = np.add.reduceat(columns, (np.cumsum(lengths) - lengths)[filled]) / lengths[filled, None]
-    found[judged] = np.sum(slopes[first] * means[judged], axis=1)
-    return found
+    *batch, questions, rollouts, number = products.shape
+    fold = np.arange(questions) % _FOLDS
+    columns, values = products.reshape(*batch, questions * rollouts, number), contributions.reshape(*batch, questions * rollouts)
+    slopes = slopes_of_folds(columns, values, np.repeat(fold, rollouts))[..., fold, :]
+    means = (scored[..., None, :].astype(np.float64) @ products)[..., 0, :] / np.maximum(scored.sum(axis=-1), 1)[..., None]
+    judged = np.isfinite(contributions).any(axis=-1)
+    return np.where(judged, np.sum(slopes * means, axis=-1), 0.0)
 
 
 def fitted_values(
     tables: Mapping[str, pa.Table], outcomes: Mapping[str, Mapping[int, float]], informing: Sequence[str]
-) -> dict[_Rollout, Float[np.ndarray, "position"]]:
+) -> dict[Rollout, Float[np.ndarray, "position"]]:
     """Success foretold before each token of every scored rollout, by a regression on other questions' rollouts.
 
     Args:
@@ -88,7 +104,7 @@ def fitted_values(
     """
     positions, controls = tables["student_positions"], Controls(tables, informing)
     rows = positions.select(["question_id", "rollout_index"]).to_pylist()
-    keys: list[_Rollout] = [(row["question_id"], row["rollout_index"]) for row in rows]
+    keys = rollouts_of(positions)
     shares = _shares(rows, outcomes)
     features, right, fold = [], [], []
     place = {question_id: k for k, question_id in enumerate(outcomes)}
@@ -104,12 +120,12 @@ def fitted_values(
     return dict(zip(keys, np.split(found, np.cumsum([len(own) for own in right])[:-1]), strict=True))
 
 
-def _shares(rows: Sequence[Mapping[str, Any]], outcomes: Mapping[str, Mapping[int, float]]) -> dict[_Rollout, float]:
+def _shares(rows: Sequence[Mapping[str, Any]], outcomes: Mapping[str, Mapping[int, float]]) -> dict[Rollout, float]:
     """Success of each rollout's question in its other scored rollouts."""
     scored: dict[str, list[int]] = {}
     for row in rows:
         scored.setdefault(row["question_id"], []).append(row["rollout_index"])
-    found: dict[_Rollout, float] = {}
+    found: dict[Rollout, float] = {}
     for question_id, indices in scored.items():
         log_odds = success_log_odds(np.array([outcomes[question_id][index] for index in indices]))
         found |= {(question_id, index): float(value) for index, value in zip(indices, log_odds, strict=True)}

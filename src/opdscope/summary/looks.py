@@ -18,9 +18,11 @@ from opdscope.summary.teachers import QuestionGains, null_of, screen_questions, 
 
 Screening = Mapping[tuple[str, str], QuestionGains]
 
-Columns = Callable[[Screening], Float[np.ndarray, "question test"]]
-"""Per-question numbers whose means are tested, from the screening of one look."""
+Part = tuple[int, int]
+"""Measured rollouts of every question from one index up to, without, another."""
 
+Seen = dict[Part, tuple[Screening, Float[np.ndarray, "question test"]]]
+"""Screening of a part of a run, and what the order of its teachers rests on."""
 
 _ALL = np.iinfo(np.int32).max
 """Beyond every rollout index."""
@@ -34,28 +36,28 @@ def planned_looks(config: Config) -> tuple[int, ...]:
 
 def screen_looks(tables: Mapping[str, pa.Table], config: Config) -> list[Screening]:
     """Screening at each finished look, the last one last; of a run without looks, or before its first one, of whatever is scored."""
-    return _looks(*_responses(tables, config), config)
+    responses, screened = _responses(tables, config)
+    return [screened(part) for part in _finished(responses, config)]
 
 
-def _looks(responses: Responses, screened: Callable[[int, int], Screening], config: Config) -> list[Screening]:
-    scored = np.any([own.known for own in responses.scored.values()], axis=0) if responses.scored else np.zeros_like(responses.present)
+def _finished(responses: Responses, config: Config) -> list[Part]:
+    """The parts that the finished looks screen; all there is without any."""
+    scored = responses.scored.known.any(axis=0)
     least, sizes = int(np.min(scored.sum(axis=1), initial=responses.present.shape[1])), planned_looks(config)
     finished = [size for size in sizes if size <= least]
-    if len(sizes) == 1 or not finished:
-        return [screened(0, _ALL)]
-    return [screened(0, size) for size in finished]
+    return [(0, size) for size in finished] if len(sizes) > 1 and finished else [(0, _ALL)]
 
 
-def _responses(tables: Mapping[str, pa.Table], config: Config) -> tuple[Responses, Callable[[int, int], Screening]]:
-    """All responses, and the screening of those between two rollout indices."""
+def _responses(tables: Mapping[str, pa.Table], config: Config) -> tuple[Responses, Callable[[Part], Screening]]:
+    """All responses, and the screening of a part of them."""
     real = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS]
     informing = real if config.analysis.control_variates else []
     responses = read_responses(tables, informing)
 
-    def screened(start: int, stop: int) -> Screening:
+    def screened(part: Part) -> Screening:
         if config.analysis.fitted_values:
-            return screen_questions(rollouts_between(tables, start, stop), informing, real)
-        return screen_responses(responses.between(start, stop))
+            return screen_questions(rollouts_between(tables, *part), informing, real)
+        return screen_responses(responses.between(*part))
 
     return responses, screened
 
@@ -73,15 +75,20 @@ def rollouts_between(tables: Mapping[str, pa.Table], start: int, stop: int) -> d
     return {**tables, **own, "rollouts": rollouts.filter(pa.array(chosen(rollouts) & measured))}
 
 
-def joint_width(looks: Sequence[Screening], columns: Columns, config: Config, *purpose: int | str) -> float:
+def joint_width(looks: Sequence[Float[np.ndarray, "question test"]], config: Config, *purpose: int | str) -> float:
     """Standard errors to either side at which the intervals of these means hold together, over all looks that may be taken.
 
     NaN where some mean has fewer than two questions.
+
+    Args:
+        looks: Numbers whose means are tested, at each look so far.
+        config: The run's configuration.
+        purpose: What tells its random numbers from others'.
     """
     source, level, planned = generator(config.seed, *purpose), config.analysis.confidence, len(planned_looks(config))
     if planned == 1:
-        return simultaneous_quantile(columns(looks[-1]), level, source)
-    return float(spending_widths([columns(look) for look in looks], planned, level, source)[-1])
+        return simultaneous_quantile(looks[-1], level, source)
+    return float(spending_widths(looks, planned, level, source)[-1])
 
 
 def over_null(screening: Screening, name: str, objective: str, config: Config) -> Float[np.ndarray, "question"]:
@@ -103,45 +110,33 @@ class Order:
     """Rollouts a question at the look that is foretold to settle the order; the most that may be drawn where none is."""
 
 
-def order_of(tables: Mapping[str, pa.Table], config: Config, seen: dict[tuple[int, int], Screening] | None = None) -> Order | None:
+def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None = None) -> Order | None:
     """The order at the last finished look; None before the first one, or where no real teacher is scored.
 
     Args:
         tables: Every table of the run by name.
         config: The run's configuration.
-        seen: Screening by first and last rollout, from earlier looks of the same run; what is screened now is added. None: nothing was.
+        seen: What earlier looks of the same run have screened; what is screened now is added. None: nothing was.
     """
     sizes, known = planned_looks(config), {} if seen is None else seen
+    known.pop((0, _ALL), None)  # of a look that was not finished
     responses, screened = _responses(tables, config)
+    parts = _finished(responses, config)
 
-    def screened_between(start: int, stop: int) -> Screening:
-        if (start, stop) not in known:
-            found = screened(start, stop)
-            if stop == _ALL:  # of a look that is not finished
-                return found
-            known[start, stop] = found
-        return known[start, stop]
+    def columns(part: Part) -> Float[np.ndarray, "question test"]:
+        if part not in known:
+            found = screened(part)
+            known[part] = found, order_columns(found, _real(found, config), config)
+        return known[part][1]
 
-    looks = _looks(responses, screened_between, config)
-    present = {teacher for teacher, _ in looks[-1]}
-    names = [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in present]
+    looks, size = [columns(part) for part in parts], sizes[len(parts) - 1]
+    names = _real(known[parts[-1]][0], config)
     if not names:
         return None
-
-    made: dict[int, Float[np.ndarray, "question test"]] = {}
-
-    def columns(screening: Screening) -> Float[np.ndarray, "question test"]:
-        if id(screening) not in made:
-            made[id(screening)] = order_columns(screening, names, config)
-        return made[id(screening)]
-
-    values, size = columns(looks[-1]), sizes[len(looks) - 1]
-    width = joint_width(looks, columns, config, "order")
+    values, width = looks[-1], joint_width(looks, config, "order")
     state = order_state(values, width, len(names), config)
     half = size // 2
-    first = looks[-2] if len(looks) > 1 and sizes[len(looks) - 2] == half else screened_between(0, half)
-    second = screened_between(half, 2 * half)
-    halves = columns(first), columns(second)
+    halves = columns((0, half)), columns((half, 2 * half))
     within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
     foretold = sizes[-1]
     for later in reversed(sizes[len(looks) - 1 :]):
@@ -154,10 +149,17 @@ def order_of(tables: Mapping[str, pa.Table], config: Config, seen: dict[tuple[in
     return Order(tuple(names[i] for i in state.ranked), undecided, size, foretold)
 
 
+def _real(screening: Screening, config: Config) -> list[str]:
+    """Screened teachers but the nulls, as configured."""
+    present = {teacher for teacher, _ in screening}
+    return [t.name for t in config.teachers if t.privileged_context not in NULL_CONTEXTS and t.name in present]
+
+
 def order_columns(screening: Screening, names: Sequence[str], config: Config) -> Float[np.ndarray, "question test"]:
     """What the order rests on, for the first objective: each teacher's gain over null, then the differences of every two."""
     over = [over_null(screening, name, config.objectives[0], config) for name in names]
-    return np.stack([*over, *(first - second for first, second in combinations(over, 2))], axis=-1)
+    columns = [*over, *(first - second for first, second in combinations(over, 2))]
+    return np.stack(columns, axis=-1) if columns else np.zeros((0, 0))
 
 
 @dataclass(frozen=True)

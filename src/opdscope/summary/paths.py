@@ -53,6 +53,12 @@ def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     return found
 
 
+def flat_lists(column: pa.ChunkedArray) -> tuple[np.ndarray, Int[np.ndarray, "row"]]:
+    """The rows of a list column of numbers one after another, and how long each is."""
+    parts = [chunk.values.to_numpy(zero_copy_only=False)[chunk.offsets[0].as_py() : chunk.offsets[-1].as_py()] for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, dtype=column.type.value_type.to_pandas_dtype()), *parts]), list_lengths(column)
+
+
 def list_lengths(column: pa.ChunkedArray) -> Int[np.ndarray, "row"]:
     """Numbers of entries in the rows of a list column."""
     return np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks)]).astype(np.int64)

@@ -42,7 +42,7 @@ def compare(names: Sequence[str], looks: Sequence[Screening], config: Config) ->
         over = {name: over_null(screening, name, objective, config) for name in names}
         return np.stack([over[first] - over[second] for first, second in pairs], axis=-1)
 
-    values, width = differences(looks[-1]), joint_width(looks, differences, config, "comparisons")
+    values, width = differences(looks[-1]), joint_width([differences(look) for look in looks], config, "comparisons")
     found: list[dict[str, Any]] = []
     for (first, second), column in zip(pairs, values.T, strict=True):
         difference = clustered_mean(column, config.analysis.confidence, width)
@@ -67,7 +67,7 @@ def verdicts(names: Sequence[str], looks: Sequence[Screening], objective: str, c
         gains = [screening[name, objective].natural_gain for name in names]
         return np.stack([*gains, *(over_null(screening, name, objective, config) for name in names)], axis=-1)
 
-    values, width = numbers(looks[-1]), joint_width(looks, numbers, config, "verdicts", objective)
+    values, width = numbers(looks[-1]), joint_width([numbers(look) for look in looks], config, "verdicts", objective)
     words: dict[str, str] = {}
     for k, name in enumerate(names):
         gain, beyond = (clustered_mean(values[:, i], level, width) for i in (k, len(names) + k))

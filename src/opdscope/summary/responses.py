@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from opdscope.core.screening import teacher_pushes
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import Controls, fitted_values
-from opdscope.summary.paths import list_arrays
+from opdscope.summary.paths import flat_lists
+from opdscope.summary.positions import Rollout, rollouts_of
 
 _KEY = ("question_id", "rollout_index")
 
@@ -24,20 +25,22 @@ READ: Mapping[str, tuple[str, ...]] = {
 READ_FITTED: Mapping[str, tuple[str, ...]] = {**READ, "student_positions": (*_KEY, "entropy", "logprob")}
 """The same where values of prefixes are fitted."""
 
-_Values = Mapping[tuple[str, int], Float[np.ndarray, "position"]]
+_Values = Mapping[Rollout, Float[np.ndarray, "position"]]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One (teacher, objective) at the measured rollouts."""
+    """Every (teacher, objective) at the measured rollouts."""
 
-    known: Bool[np.ndarray, "question rollout"]
-    """Where it is scored; elsewhere the other numbers mean nothing."""
-    pushes: Float[np.ndarray, "2 question rollout"]
+    keys: tuple[tuple[str, str], ...]
+    """Teacher and objective, in the order in which they were stored."""
+    known: Bool[np.ndarray, "key question rollout"]
+    """Where it is scored; elsewhere the other numbers are zero."""
+    pushes: Float[np.ndarray, "key 2 question rollout"]
     """Sum over a response of the centred signal, and of the centred gradient, at the tokens taken."""
-    products: Float[np.ndarray, "2 question rollout control"]
+    products: Float[np.ndarray, "key 2 question rollout control"]
     """Their products with the control variates; no controls where nothing informs."""
-    weighted: Float[np.ndarray, "2 question rollout"] | None
+    weighted: Float[np.ndarray, "key 2 question rollout"] | None
     """Like the pushes, each token weighted by the fitted value of its prefix; None without fitted values."""
 
 
@@ -55,8 +58,8 @@ class Responses:
     """By teacher: KL(student ‖ teacher) of a response in nats, NaN where it is undefined or not scored."""
     compared: Mapping[str, Bool[np.ndarray, "question rollout"]]
     """By teacher: where that is stored."""
-    scored: Mapping[tuple[str, str], Scored]
-    """By teacher and objective, in the order in which they were stored."""
+    scored: Scored
+    """What teachers say of them."""
 
     def between(self, start: int, stop: int) -> "Responses":
         """Those of the rollouts from index `start` up to, without, `stop`; fitted values would be other ones.
@@ -64,20 +67,18 @@ class Responses:
         Raises:
             ValueError: If there are fitted values.
         """
-        if any(own.weighted is not None for own in self.scored.values()):
+        scored = self.scored
+        if scored.weighted is not None:
             raise ValueError("fitted values belong to the rollouts that they were fitted to; read the part anew")
         own = slice(*np.searchsorted(self.index, [start, stop]))
-        scored = {
-            key: replace(s, known=s.known[:, own], pushes=s.pushes[:, :, own], products=s.products[:, :, own])
-            for key, s in self.scored.items()
-        }
+        part = replace(scored, known=scored.known[..., own], pushes=scored.pushes[..., own], products=scored.products[..., own, :])
         return Responses(
             self.index[own],
             self.present[:, own],
             self.outcomes[:, own],
             {name: values[:, own] for name, values in self.divergences.items()},
             {name: values[:, own] for name, values in self.compared.items()},
-            scored,
+            part,
         )
 
 
@@ -122,7 +123,7 @@ class _Reader:
 
     def divergences(self, table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By teacher: KL of each response, and where it is stored."""
-        places, sums = self._places(table), teacher_pushes(list_arrays(table["reverse_kl"]))
+        places, sums = self._places(table), teacher_pushes(*flat_lists(table["reverse_kl"]))
         found: dict[str, np.ndarray] = {}
         compared: dict[str, np.ndarray] = {}
         for (name,), rows in _groups(table, "teacher").items():
@@ -131,33 +132,27 @@ class _Reader:
             found[name][own], compared[name][own] = sums[rows], True
         return found, compared
 
-    def scored(
-        self, table: pa.Table, controls: Controls | None, num_controls: int, values: _Values | None
-    ) -> dict[tuple[str, str], Scored]:
-        """By teacher and objective."""
-        places, centred = self._places(table), [list_arrays(table[name]) for name in ("taken_signal", "taken_gradient")]
-        sums = np.array([teacher_pushes(own) for own in centred])
-        keys = list(zip(*(table[name].to_pylist() for name in _KEY), strict=True)) if controls is not None or values is not None else []
-        of_prefixes = (
-            None
-            if values is None
-            else [teacher_pushes([values[key] * own for key, own in zip(keys, kind, strict=True)]) for kind in centred]
-        )
-        found: dict[tuple[str, str], Scored] = {}
-        for (teacher, objective), rows in _groups(table, "teacher", "objective").items():
-            own = tuple(place[rows] for place in places)
-            known, pushes = np.zeros(self._shape, dtype=bool), np.zeros((2, *self._shape))
-            products = np.zeros((2, *self._shape, num_controls))
-            known[own], pushes[:, own[0], own[1]] = True, sums[:, rows]
-            if controls is not None:
-                for row, question, rollout in zip(rows, *own, strict=True):
-                    products[:, question, rollout] = [controls.products(keys[row], kind[row]) for kind in centred]
-            weighted = None
-            if of_prefixes is not None:
-                weighted = np.zeros((2, *self._shape))
-                weighted[:, own[0], own[1]] = np.array(of_prefixes)[:, rows]
-            found[teacher, objective] = Scored(known, pushes, products, weighted)
-        return found
+    def scored(self, table: pa.Table, controls: Controls | None, num_controls: int, values: _Values | None) -> Scored:
+        """Every teacher and objective."""
+        (questions, rollouts), groups = self._places(table), _groups(table, "teacher", "objective")
+        key = np.zeros(table.num_rows, dtype=np.int64)
+        for k, rows in enumerate(groups.values()):
+            key[rows] = k
+        known = np.zeros((len(groups), *self._shape), dtype=bool)
+        known[key, questions, rollouts] = True
+        pushes, products = np.zeros((len(groups), 2, *self._shape)), np.zeros((len(groups), 2, *self._shape, num_controls))
+        weighted = None if values is None else np.zeros(pushes.shape)
+        names = rollouts_of(table) if controls is not None or values is not None else []
+        flat = [flat_lists(table[column]) for column in ("taken_signal", "taken_gradient")]
+        centred, lengths = np.stack([own for own, _ in flat]).astype(np.float64), flat[0][1]
+        place = key, slice(None), questions, rollouts
+        pushes[place] = np.transpose([teacher_pushes(own, lengths) for own in centred])
+        if controls is not None:
+            products[place] = controls.products(names, centred, lengths).swapaxes(0, 1)
+        if weighted is not None and values is not None:
+            fitted = np.concatenate([np.zeros(0), *(values[name] for name in names)])
+            weighted[place] = np.transpose([teacher_pushes(fitted * own, lengths) for own in centred])
+        return Scored(tuple((teacher, objective) for teacher, objective in groups), known, pushes, products, weighted)
 
 
 def _groups(table: pa.Table, *names: str) -> dict[tuple[str, ...], Int[np.ndarray, "own"]]:

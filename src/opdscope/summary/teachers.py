@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, clustered_statistic, pooled_cosine, ratio
@@ -14,7 +14,7 @@ from opdscope.core.screening import screening_gain, value_corrections
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import corrections
 from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
-from opdscope.summary.responses import Responses, Scored, read_responses
+from opdscope.summary.responses import Responses, read_responses
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ def screen_questions(
 
 def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGains]:
     """The same from responses that are read already, all of them or a part; teachers that are scored at none of them have no entry."""
-    keys = [key for key, own in responses.scored.items() if own.known.any()]
     result: dict[tuple[str, str], QuestionGains] = {}
-    for (teacher, objective), gains in zip(keys, _gains(responses, keys), strict=True):
+    chosen = np.flatnonzero(responses.scored.known.any(axis=(1, 2)))
+    for k, gains in zip(chosen, _gains(responses, chosen), strict=True):
+        teacher, objective = responses.scored.keys[k]
         compared = responses.compared[teacher]
         count, total = compared.sum(axis=1), np.sum(np.where(compared, responses.divergences[teacher], 0.0), axis=1)
         divergence = np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -76,34 +77,23 @@ def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGain
     return result
 
 
-def _gains(responses: Responses, keys: Sequence[tuple[str, str]]) -> Float[np.ndarray, "key 2 question"]:
+def _gains(responses: Responses, chosen: Int[np.ndarray, "key"]) -> Float[np.ndarray, "key 2 question"]:
     """Natural and Euclidean gain on every question; NaN where no rollout is scored."""
+    scored = responses.scored
     # rollouts that are not scored yet, of an interrupted run or of a further look, tell nothing about any teacher
-    used = np.array([responses.scored[key].known & responses.present for key in keys]).reshape(len(keys), *responses.present.shape)
-    pushes = np.array([responses.scored[key].pushes for key in keys]).reshape(len(keys), 2, *responses.present.shape)
-    gains = screening_gain(np.where(used, responses.outcomes, np.nan), pushes.swapaxes(0, 1)).swapaxes(0, 1)
-    for k, key in enumerate(keys):
-        own = responses.scored[key]
-        if own.products.shape[-1] > 0 or own.weighted is not None:
-            _correct(responses, own, used[k], gains[k])
+    used = (scored.known[chosen] & responses.present)[:, None]
+    pushes, outcomes = scored.pushes[chosen], np.where(used, responses.outcomes, np.nan)
+    gains = screening_gain(outcomes[:, 0], pushes.swapaxes(0, 1)).swapaxes(0, 1)
+    verified = np.isfinite(outcomes)
+    mean = np.sum(outcomes, axis=-1, keepdims=True, where=verified) / np.maximum(verified.sum(axis=-1, keepdims=True), 1)
+    contributions = (outcomes - mean) * pushes
+    if scored.weighted is not None:
+        taken = value_corrections(outcomes, pushes, scored.weighted[chosen])
+        gains -= np.sum(taken, axis=-1, where=used) / np.maximum(used.sum(axis=-1), 1)
+        contributions -= taken
+    if scored.products.shape[-1] > 0:
+        gains -= corrections(contributions, scored.products[chosen], used)
     return gains
-
-
-def _correct(responses: Responses, own: Scored, used: Bool[np.ndarray, "question rollout"], gains: Float[np.ndarray, "2 question"]) -> None:
-    """Subtract from one teacher's gains what fitted values and control variates say."""
-    places = np.flatnonzero(used.any(axis=1))
-    known = [responses.outcomes[place, used[place]] for place in places]
-    centred = [values - (np.nan if np.isnan(values).all() else np.nanmean(values)) for values in known]
-    for kind in range(2):
-        pushes = [own.pushes[kind, place, used[place]] for place in places]
-        contributions = [values * push for values, push in zip(centred, pushes, strict=True)]
-        if own.weighted is not None:
-            weighted = [own.weighted[kind, place, used[place]] for place in places]
-            taken = [value_corrections(*numbers) for numbers in zip(known, pushes, weighted, strict=True)]
-            gains[kind, places] -= [np.mean(values) for values in taken]
-            contributions = [first - second for first, second in zip(contributions, taken, strict=True)]
-        if own.products.shape[-1] > 0:
-            gains[kind, places] -= corrections(contributions, [own.products[kind, place, used[place]] for place in places])
 
 
 @dataclass(frozen=True)
@@ -143,9 +133,9 @@ def null_of(
         matched = name not in config.nulls.temperatures
         # a teacher equal to the student has a divergence of plus or minus rounding
         factor = 1.0 if matched else float(np.sqrt(max(push, 0.0) / size))
-        gains = np.where(common, factor * null.natural_gain, np.nan)
-        if np.nanmean(gains) > pooled:
-            best, pooled = NullGain(name, factor, gains), float(np.nanmean(gains))
+        gain = factor * float(np.mean(null.natural_gain[common]))
+        if gain > pooled:
+            best, pooled = NullGain(name, factor, np.where(common, factor * null.natural_gain, np.nan)), gain
     return best
 
 
