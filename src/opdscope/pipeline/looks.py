@@ -58,7 +58,7 @@ def _goes_on(experiment: Experiment, index: int, stop: int, seen: Seen) -> bool:
     limit = _limit(config, a_rollout, _took(run) / sizes[index - 1])
     if index == 1 and not run.has("forecasts", "rollouts"):
         allowed = max(size for size in sizes if size <= max(limit, sizes[0]))
-        foretold = min(order.foretold if order is not None else sizes[-1], allowed) * a_rollout
+        foretold = min(order.foretell() if order is not None else sizes[-1], allowed) * a_rollout
         run.write("forecasts", "rollouts", to_table("forecasts", [{"stage": "rollouts", "tokens": foretold, "pilot_tokens": spent}]))
     return (order is None or bool(order.undecided)) and stop <= limit
 

@@ -295,7 +295,7 @@ def _foretold(config: Config, pilot: Run) -> float | None:
     if order is None or order.rollouts > min(_scored(pilot).values(), default=0):
         return None
     rows = pilot.table("rollouts").select(["token_ids"]).to_pylist()
-    return order.foretold * len(_scored(pilot)) * float(np.mean([len(row["token_ids"]) for row in rows]))
+    return order.foretell() * len(_scored(pilot)) * float(np.mean([len(row["token_ids"]) for row in rows]))
 
 
 def _scored(run: Run) -> dict[str, int]:

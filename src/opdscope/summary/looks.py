@@ -1,7 +1,7 @@
 """Screening at each look of a run that ranks teachers in rounds, and whether their order is settled; one look where the target is another."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -106,8 +106,8 @@ class Order:
     """Pairs still open; the second name is empty where it is the teacher against its null."""
     rollouts: int
     """Measured rollouts a question."""
-    foretold: int
-    """Rollouts a question at the look that is foretold to settle the order; the most that may be drawn where none is."""
+    foretell: Callable[[], int] = field(compare=False)
+    """Rollouts a question at the look that is foretold to settle the order; the most that may be drawn where none is. Reckoned when asked for."""
 
 
 def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None = None) -> Order | None:
@@ -135,18 +135,22 @@ def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None =
         return None
     values, width = looks[-1], joint_width(looks, config, "order")
     state = order_state(values, width, len(names), config)
-    half = size // 2
-    halves = columns((0, half)), columns((half, 2 * half))
-    within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
-    foretold = sizes[-1]
-    for later in reversed(sizes[len(looks) - 1 :]):
-        errors = standard_error_at(values, within, later / size)
-        if not np.all(settled(_means(values), width * errors, config.analysis.smallest_gain)[state.needed]):
-            break
-        foretold = later
     label = [(name, "") for name in names] + [(names[a], names[b]) for a, b in combinations(range(len(names)), 2)]
     undecided = tuple(label[i] for i in state.needed if not state.decided[i])
-    return Order(tuple(names[i] for i in state.ranked), undecided, size, foretold)
+
+    def foretell() -> int:
+        half = size // 2
+        halves = columns((0, half)), columns((half, 2 * half))
+        within = np.nan_to_num(_means((halves[0] - halves[1]) ** 2) / 4.0)
+        foretold = sizes[-1]
+        for later in reversed(sizes[len(parts) - 1 :]):
+            errors = standard_error_at(values, within, later / size)
+            if not np.all(settled(_means(values), width * errors, config.analysis.smallest_gain)[state.needed]):
+                break
+            foretold = later
+        return foretold
+
+    return Order(tuple(names[i] for i in state.ranked), undecided, size, foretell)
 
 
 def _real(screening: Screening, config: Config) -> list[str]:
