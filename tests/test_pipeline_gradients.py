@@ -1,5 +1,7 @@
 """Gradients in the parameters of a real transformer: against automatic differentiation of the losses, resumed, and refused where there is nothing."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from opdscope.pipeline.diagnosis import open_experiment
 from opdscope.pipeline.gradients import IDEAL, directions, measured_rows, whole_response
 from opdscope.pipeline.scores import Scores, teacher_prompts
 from opdscope.records import Outcome
+from opdscope.report import write_report
 from opdscope.summary import summarize
+from opdscope.summary.plain import plain
 
 SETTINGS = {
     "student": {"model_name_or_path": "embedded:chain-student-weak"},
@@ -112,6 +116,16 @@ def test_gradients_of_a_run_resume_and_are_summarised(tmp_path: Path):
     # the student itself pushes nowhere, but for rounding in float32
     assert abs(gains["itself"]["value"]) < 1e-5 * abs(gains["teacher"]["value"])
     assert gains["teacher"]["num_clusters"] == 6
+    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    shown = json.loads(found)["parameters"]
+    assert {(line["name"], objective) for line in shown["lines"] for objective in shown["objectives"]} == {
+        key for key in rows if "its entropy" not in key[0]
+    }
+    for line in shown["lines"]:
+        for objective, cell in zip(shown["objectives"], line["cells"], strict=True):
+            assert cell == plain(rows[line["name"], objective]["alignment"])
+    assert 'id="parameters"' in page
     ideal = [row for row in before.to_pylist() if row["teacher"] == ""]
     assert len(ideal) == 6
     mixed = {q for q, outcomes in _outcomes(run).items() if len(outcomes) == 2}

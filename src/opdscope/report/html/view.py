@@ -54,6 +54,7 @@ def build_view(
         "comparisons": summary["comparisons"],
         "contexts": _contexts(teachers, summary["comparisons"]),
         "truncations": _truncations(summary["truncations"]),
+        "parameters": None if summary["parameters"] is None else _parameters(summary["parameters"], teachers),
         "rivals": list(dict.fromkeys(name for teacher in teachers for name in teacher["rivals"])),
         "rival_rank_correlations": [
             ("rank correlation, real teachers", summary["rival_rank_correlations"]),
@@ -133,6 +134,17 @@ def _truncations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         line["cells"][columns.index((row["size"], not row["tail_bucket"]))] = row
     flips = sum(row["says"] == "flips" for row in rows)
     return {"columns": columns, "lines": list(lines.values()), "num_flips": flips} if rows else None
+
+
+def _parameters(rows: Sequence[Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A line per teacher, a column per objective; None where no gradient of the two is stored."""
+    objectives = list(dict.fromkeys(row["objective"] for row in rows))
+    found = {(row["teacher"], row["objective"]): row["alignment"] for row in rows}
+    lines = [
+        {"name": t["name"], "is_null": t["is_null"], "cells": [found.get((t["name"], objective)) for objective in objectives]}
+        for t in teachers
+    ]
+    return {"objectives": objectives, "lines": [line for line in lines if any(line["cells"])]}
 
 
 def _paper(paper: Mapping[str, Any] | None, matched: set[str]) -> dict[str, Any] | None:
