@@ -113,7 +113,9 @@ def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
             problems.append(f"{where} is missing; it must be given")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            found = "" if problem["type"] in ("value_error", "missing") and not where else f", found {problem['input']!r}"
+            # a check of a section as a whole names the values that it found
+            whole = problem["type"] == "value_error" and (not where or isinstance(problem["input"], Mapping))
+            found = "" if whole else f", found {problem['input']!r}"
             problems.append(f"{where}: {message}{found}" if where else message)
     return "; ".join(problems)
 
