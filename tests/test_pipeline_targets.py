@@ -252,7 +252,7 @@ def test_a_budget_of_tokens_is_foretold_to_be_spent(finished: Run) -> None:
 
 
 def test_a_pilot_larger_than_what_is_allowed_is_refused() -> None:
-    with pytest.raises(ConfigError, match="min_continuations is 300 but max_continuations is 200: the least must not exceed the most$"):
+    with pytest.raises(ConfigError, match=r"min_continuations is 300 but max_continuations is 200: the least must not exceed the most$"):
         load_config({**SMALL, "targeted": {"min_continuations": 300}})
 
 
