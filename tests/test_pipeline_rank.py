@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import opdscope
+from fixtures.killing import diagnose_killed
 from opdscope.config import load_config
 from opdscope.store import Run
 from opdscope.summary import summarize
@@ -76,6 +77,21 @@ def test_an_interrupted_ranking_ends_in_the_tables_of_an_undisturbed_one(settled
     again = opdscope.diagnose(CONFIG, run_dir=tmp_path / "run")
     for name in ("rollouts", "scores", "forecasts"):
         assert again.table(name).equals(settled.table(name)), name
+
+
+def test_a_ranking_that_is_killed_again_and_again_ends_in_the_tables_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what gains nothing is never told from its null, so that every look is taken
+    teachers = [{"name": "stylistic", "teacher_model_name_or_path": "exact:stylistic"}]
+    rollouts = {**CONFIG["rollouts"], "num_rollouts": 32}
+    config = {**CONFIG, "teachers": teachers, "rollouts": rollouts, "analysis": {"smallest_gain": 0.0}}
+    undisturbed = opdscope.diagnose(config, run_dir=tmp_path / "undisturbed")
+    run, killed, written = diagnose_killed(config, tmp_path / "run", monkeypatch)
+    assert killed >= 4
+    assert {"rollouts", "scores", "forecasts"} <= written
+    for name, table in undisturbed.tables().items():
+        assert run.table(name).equals(table), name
 
 
 def test_rollouts_without_scores_change_no_gain(settled: Run) -> None:

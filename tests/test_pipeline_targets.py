@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 import opdscope
+from fixtures.killing import diagnose_killed
 from opdscope.config import load_config
 from opdscope.errors import ConfigError
 from opdscope.pipeline import make_plan, rounds
@@ -256,10 +257,6 @@ def test_a_pilot_larger_than_what_is_allowed_is_refused() -> None:
         load_config({**SMALL, "targeted": {"min_continuations": 300}})
 
 
-class Killed(BaseException):
-    """Where a process would have ended."""
-
-
 EVERYTHING: dict[str, Any] = {
     **SMALL,
     "targeted": {**SMALL["targeted"], "score_continuations": True, "common_random_numbers": True, "antithetic": True},
@@ -274,25 +271,9 @@ def test_a_run_with_everything_on_that_is_killed_again_and_again_ends_in_the_tab
 ) -> None:
     config = {**EVERYTHING, "target": target}
     undisturbed = opdscope.diagnose(config, run_dir=tmp_path / "undisturbed")
-    written: list[str] = []
-    plain = Run.write
-
-    def write(self: Run, table: str, *rest: Any) -> None:
-        written.append(table)
-        if len(written) % 5 == 4:  # a unit writes at most three tables: it is finished sooner or later
-            raise Killed
-        plain(self, table, *rest)
-
-    monkeypatch.setattr(Run, "write", write)
-    killed, run = 0, None
-    while run is None:
-        try:
-            run = opdscope.diagnose(config, run_dir=tmp_path / "run")
-        except Killed:
-            killed += 1
-            assert killed < 100
+    run, killed, written = diagnose_killed(config, tmp_path / "run", monkeypatch)
     expected = {"rounds", "continuations", "continuation_scores", "forecasts"} | ({"draws"} if target["kind"] == "tokens" else set())
-    assert expected <= set(written)
+    assert expected <= written
     assert killed >= 4
     for name, table in undisturbed.tables().items():
         assert repr(run.table(name).to_pylist()) == repr(table.to_pylist()), name  # NaN is what stands for undefined
