@@ -42,10 +42,10 @@ function named(names, height) {
   const longest = Math.max(8, ...names.map((name) => Math.min(name.length, 34)));
   return {
     width: 920,
-    height: 66 + height * names.length,
+    height: 76 + height * names.length,
     marginLeft: 24 + 7.4 * longest,
     marginRight: 24,
-    marginBottom: 46,
+    marginBottom: 56,
     y: { domain: names, label: null, tickFormat: (name) => shorten(name, 34), tickSize: 0 },
     style: { color: "var(--text)" },
   };
@@ -58,7 +58,7 @@ function drawForest() {
   const bands = key === "natural_gain" ? shown.filter((t) => !t.is_null && t.null.name && defined(t.null.natural_gain)).map((t) => ({ ...flat(t.name, t.null.natural_gain), by: t.null.name })) : [];
   const plot = Plot.plot({
     ...named(rows.map((row) => row.name), 30),
-    x: { label, grid: true, nice: true, labelAnchor: "center" },
+    x: { label, grid: true, nice: true, labelAnchor: "center", labelOffset: 42 },
     marks: [
       Plot.barX(bands, { y: "name", x1: "low", x2: "high", fill: "var(--null)", fillOpacity: 0.3, insetTop: 3, insetBottom: 3 }),
       Plot.tickX(bands, { y: "name", x: "value", stroke: "var(--null)", strokeWidth: 2, strokeDasharray: "3 2" }),
@@ -92,7 +92,7 @@ function drawDumbbell() {
   ];
   const plot = Plot.plot({
     ...named(shown.map((t) => t.name), 36),
-    x: { label: SPLITS.find(([name]) => name === key)[1], grid: true, nice: true, labelAnchor: "center" },
+    x: { label: SPLITS.find(([name]) => name === key)[1], grid: true, nice: true, labelAnchor: "center", labelOffset: 42 },
     marks: [
       Plot.ruleX([0], { stroke: "var(--text)", strokeOpacity: 0.6 }),
       Plot.ruleY(links, { y: "name", x1: "a", x2: "b", stroke: "var(--null)", strokeWidth: 5, strokeOpacity: 0.45 }),
@@ -109,7 +109,7 @@ const span = (bin) => (bin.low === bin.high ? edge(bin.low) : Number.isInteger(b
 
 function drawAxis(axis, label, teacher) {
   const bins = DATA.along[axis];
-  const shape = { width: 380, height: 205, marginLeft: 54, marginBottom: 56, style: { color: "var(--text)" } };
+  const shape = { width: 380, height: 215, marginTop: 30, marginLeft: 54, marginBottom: 56, style: { color: "var(--text)" } };
   const x = { type: "point", domain: d3.range(bins.length), label: null, tickSize: 0, padding: 0.4, tickRotate: -35, tickFormat: (place) => span(bins[place]) };
   const gains = bins.flatMap((bin, place) => Object.entries(bin.natural_gain).filter(([, e]) => defined(e)).map(([name, e]) => ({ place, teacher: name, ...flat(name, e) })));
   const own = gains.filter((row) => row.teacher === teacher);
