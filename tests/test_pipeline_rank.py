@@ -103,6 +103,13 @@ def test_rollouts_without_scores_change_no_gain(settled: Run) -> None:
         assert gains.natural_gain.tolist() == found[key].natural_gain.tolist()
 
 
+def test_a_run_without_any_rollout_says_that_there_is_nothing(settled: Run) -> None:
+    tables = {name: table if name == "questions" else table.slice(0, 0) for name, table in settled.tables().items()}
+    assert screen_looks(tables, settled.config) == [{}]
+    assert order_of(tables, settled.config) is None
+    assert "nothing to measure" in summarize(tables, settled.config).data["verdict"]["text"]
+
+
 def test_a_budget_of_tokens_ends_the_looks(tmp_path: Path) -> None:
     config = {**CONFIG, "target": {**CONFIG["target"], "tokens": 10 * 19 * 16}}
     config["teachers"] = [{"name": name, "teacher_model_name_or_path": "exact:good"} for name in ("one",)]

@@ -53,6 +53,15 @@ def test_where_no_null_gains_doing_nothing_is_to_beat() -> None:
     assert np.all(null.natural_gain == 0.0)
 
 
+@pytest.mark.parametrize("unbounded", [np.nan, np.inf])
+def test_a_push_of_unknown_size_has_an_unknown_null(unbounded: float) -> None:
+    good = gains(1.0, 4.0, 0)
+    good.reverse_kl[3] = unbounded
+    null = null_of(screening(good=good, sharpened=gains(0.01, 1.0, 1)), "good", OBJECTIVE, CONFIG)
+    assert np.isnan(null.factor)
+    assert np.isnan(null.natural_gain).all()
+
+
 @pytest.mark.parametrize(
     ("teacher", "sharpened", "word"),
     [

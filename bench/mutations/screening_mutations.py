@@ -74,10 +74,10 @@ MUTATIONS = (
         "core_controls",
     ),
     Mutation(
-        "products with control variates read on into the next response",
-        "summary/controls.py",
-        "axis=1) * inside",
-        "axis=1)",
+        "products with control variates keep those at one position",
+        "core/controls.py",
+        "np.sum(signal, axis=-1)[..., None] - (controls @ signal[..., None])[..., 0]",
+        "np.sum(signal, axis=-1)[..., None]",
         "core_controls",
     ),
     Mutation(

@@ -173,7 +173,7 @@ def control_outcomes(
     outcome = np.where(verified, rows.outcome, 0.0)
     deviation = np.where(verified, outcome - _group_means(outcome, place, verified), 0.0)
     centred = controls[0] - _group_means(controls[0], place, verified)
-    slopes = _row_slopes(np.where(verified[:, None], centred, 0.0), deviation, fold[rows.node], verified, ridge)
+    slopes = cross_fitted_slopes(centred, np.where(verified, deviation, np.nan), fold[rows.node], ridge)
     whole, before, after = (np.sum(slopes * own, axis=1) for own in controls)
     fate = np.where(rows.linked, np.where(rows.stays, 1, 2), 0)
     whole, before = (_unselected(own, place, verified) for own in (whole, before))
@@ -201,22 +201,6 @@ def control_outcomes(
     return Controlled(
         OutcomeSums(total, squares, *staying, *leaving, left[0], common, kept), np.where(verified, adjusted, np.nan), kept[rows.node]
     )
-
-
-def _row_slopes(
-    controls: Float[np.ndarray, "row control"],
-    values: Float[np.ndarray, "row"],
-    fold: Int[np.ndarray, "row"],
-    verified: Bool[np.ndarray, "row"],
-    ridge: float,
-) -> Float[np.ndarray, "row control"]:
-    """Of every row, those without a verdict included."""
-    found = np.zeros(controls.shape)
-    found[verified] = cross_fitted_slopes(controls[verified], values[verified], fold[verified], ridge)
-    for name in np.unique(fold[~verified]):
-        known = np.flatnonzero(verified & (fold == name))
-        found[(fold == name) & ~verified] = found[known[0]] if len(known) else 0.0
-    return found
 
 
 def _group_means(values: np.ndarray, group: Int[np.ndarray, "row"], use: Bool[np.ndarray, "row"]) -> np.ndarray:

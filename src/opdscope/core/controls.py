@@ -97,9 +97,10 @@ def slopes_of_folds(
     r"""How much of each control to subtract in each fold, learned from rollouts of the other folds only.
 
     Args:
-        controls: Numbers with mean zero.
+        controls: Numbers with mean zero; where there is no value they need not be finite.
         values: What their noise is to be taken from: each rollout's contribution to a gain. NaN is not learned from.
-        fold: Rollouts of one fold share nothing with the fit that is applied to them; make it the question, or groups of questions.
+        fold: Rollouts of one fold share nothing with the fit that is applied to them; make it the question, or groups of questions. The same for
+            the whole batch.
         ridge: Penalty on squared slopes of controls of unit size, in rollouts: few rollouts shrink the slopes to zero, which is no correction.
             With 100 the correction is worth in the chain world what it is with 10, and where no teacher knows anything it costs 4 % of the variance
             at most, from 24 rollouts on, in place of 13 %.

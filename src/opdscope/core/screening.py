@@ -233,5 +233,5 @@ def teacher_pushes(centred: Float[np.ndarray, "position"], lengths: Int[np.ndarr
     sums = np.zeros(len(lengths))
     if np.any(lengths > 0):  # an empty response has no place to begin at
         starts = np.cumsum(lengths) - lengths
-        sums[lengths > 0] = np.add.reduceat(centred.astype(np.float64), starts[lengths > 0])
+        sums[lengths > 0] = np.add.reduceat(centred, starts[lengths > 0], dtype=np.float64)
     return sums

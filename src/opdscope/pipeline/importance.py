@@ -10,7 +10,7 @@ from opdscope.core.early_range import ScreenedResponses, learn_early_range
 from opdscope.core.sampling import importance_per_cost, node_importance, variance_importance
 from opdscope.pipeline.experiment import Experiment
 from opdscope.records import Outcome
-from opdscope.summary.paths import list_arrays
+from opdscope.summary.paths import flat_lists
 from opdscope.summary.positions import Rollout, places_of, read_teacher_positions, rollouts_of
 
 
@@ -27,10 +27,9 @@ class PositionImportance:
         self._settings = experiment.config.targeted
         table = experiment.run.table("student_positions", ["question_id", "rollout_index", "entropy", "collision"])
         keys = rollouts_of(table)
-        entropy, collision = (list_arrays(table[name]) for name in ("entropy", "collision"))
-        length = np.array([len(own) for own in entropy], dtype=np.int64)
+        (entropy, length), (collision, _) = (flat_lists(table[name]) for name in ("entropy", "collision"))
+        self._entropy, self._collision = entropy.astype(np.float64), collision.astype(np.float64)
         self._place = places_of(keys, length.tolist())
-        self._entropy, self._collision = (np.concatenate([np.zeros(0), *own]) for own in (entropy, collision))
         self._centred, self._divergence = self._read_teachers(experiment)
         self._range = None
         if self._settings.include_by_range and keys:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from opdscope.core.controls import slopes_of_folds, zero_mean_products
 from opdscope.core.values import cross_fitted_values, prefix_features, success_log_odds
@@ -18,49 +18,38 @@ from opdscope.summary.positions import Rollout, read_teacher_positions, rollouts
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
 
-_MOST_ENTRIES = 1 << 15
-"""Of the responses that are multiplied at a time, filled up to one length."""
-
 
 class Controls:
     """Centred log-ratios of the informing teachers at every scored rollout."""
 
     def __init__(self, tables: Mapping[str, pa.Table], teachers: Sequence[str]) -> None:
         """Read what is scored; a teacher without a context for a question informs nothing there."""
-        self._positions = read_teacher_positions(tables["teacher_positions"], teachers)
+        found = read_teacher_positions(tables["teacher_positions"], teachers)
+        self._places, self._centred = found.places, found.centred
 
     def centred(self, rollout: Rollout, length: int) -> Float[np.ndarray, "control position"]:
         """Log-ratio at each token of a rollout, less its mean under the student; zero of a teacher without a context for the question."""
-        place = self._positions.places.get(rollout)
-        return self._positions.centred[:, place] if place is not None else np.zeros((len(self._positions.centred), length))
+        place = self._places.get(rollout)
+        return self._centred[:, place] if place is not None else np.zeros((len(self._centred), length))
 
     def products(
-        self, rollouts: Sequence[Rollout], signals: Float[np.ndarray, "kind position"], lengths: Int[np.ndarray, "row"]
-    ) -> Float[np.ndarray, "kind row control"]:
+        self, rollouts: Sequence[Rollout], *signals: Sequence[Float[np.ndarray, "position"]]
+    ) -> Float[np.ndarray, "row kind control"]:
         """Products of the controls and a teacher's centred signals at different positions of each rollout; mean zero.
 
         Args:
             rollouts: That of each row.
-            signals: One or several kinds, rows one after another.
-            lengths: Positions of each row.
+            signals: Of each row, one or several kinds.
         """
-        places, centred = self._positions.places, self._positions.centred
-        begins = np.array([places[rollout].start if rollout in places else -1 for rollout in rollouts], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        found = np.zeros((len(signals), len(rollouts), len(centred)))
-        rows = np.flatnonzero((begins >= 0) & (lengths > 0))
-        rows = rows[np.argsort(-lengths[rows], kind="stable")]  # those of about one length together, the longest first
-        done = 0
-        while done < len(rows):
-            steps = np.arange(int(lengths[rows[done]]))
-            own = rows[done : done + max(_MOST_ENTRIES // (len(steps) * len(centred)), 1)]
-            inside = steps < lengths[own, None]
-            control, signal = (
-                np.take(values, np.where(inside, first[own, None] + steps, 0), axis=1) * inside
-                for values, first in ((centred, begins), (signals, starts))
-            )
-            found[:, own] = zero_mean_products(np.ascontiguousarray(control.swapaxes(0, 1)), signal)
-            done += len(own)
+        found = np.zeros((len(rollouts), len(signals), len(self._centred)))
+        rows_of: dict[Rollout, list[int]] = {}
+        for row, rollout in enumerate(rollouts):
+            if rollout in self._places:
+                rows_of.setdefault(rollout, []).append(row)
+        for rollout, rows in rows_of.items():  # all that judge one rollout at once
+            own = np.array([[kind[row] for kind in signals] for row in rows], dtype=np.float64)
+            with np.errstate(invalid="ignore"):  # a signal without a bound has no product either
+                found[rows] = zero_mean_products(self._centred[:, self._places[rollout]], own)
         return found
 
 
@@ -81,6 +70,8 @@ def corrections(
         without a verdict.
     """
     *batch, questions, rollouts, number = products.shape
+    if questions * rollouts == 0:
+        return np.zeros((*batch, questions))
     fold = np.arange(questions) % _FOLDS
     columns, values = products.reshape(*batch, questions * rollouts, number), contributions.reshape(*batch, questions * rollouts)
     slopes = slopes_of_folds(columns, values, np.repeat(fold, rollouts))[..., fold, :]

@@ -116,7 +116,8 @@ def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None =
     Args:
         tables: Every table of the run by name.
         config: The run's configuration.
-        seen: What earlier looks of the same run have screened; what is screened now is added. None: nothing was.
+        seen: What earlier looks of the same run have screened; what is screened now, or when `foretell` is asked, is added, and what was
+            screened of a look that was not finished is taken out. None: nothing was.
     """
     sizes, known = planned_looks(config), {} if seen is None else seen
     known.pop((0, _ALL), None)  # of a look that was not finished

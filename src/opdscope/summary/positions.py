@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from opdscope.summary.paths import flat_lists
+from opdscope.summary.paths import list_arrays
 
 Rollout = tuple[str, int]
 """Question and rollout index."""
@@ -50,17 +50,16 @@ def read_teacher_positions(table: pa.Table, teachers: Sequence[str], places: Map
     Args:
         table: Columns question_id, rollout_index, teacher, log_ratio and reverse_kl of the table `teacher_positions`.
         teachers: Those to read, in this order.
-        places: Where the responses lie; None: in the order of the table.
+        places: Where all responses of the table lie; None: in its order.
     """
     rollouts, names = rollouts_of(table), table["teacher"].to_pylist()
-    (ratios, lengths), (divergences, _) = (flat_lists(table[name]) for name in ("log_ratio", "reverse_kl"))
-    stops = np.cumsum(lengths)
-    where = places_of(rollouts, lengths.tolist()) if places is None else places
+    ratios, divergences = (list_arrays(table[name]) for name in ("log_ratio", "reverse_kl"))
+    where = places_of(rollouts, map(len, ratios)) if places is None else places
     ratio, divergence = np.zeros((2, len(teachers), max((place.stop for place in where.values()), default=0)))
     rows = {name: k for k, name in enumerate(teachers)}
-    for rollout, name, start, stop in zip(rollouts, names, (stops - lengths).tolist(), stops.tolist(), strict=True):
+    for rollout, name, own_ratio, own_divergence in zip(rollouts, names, ratios, divergences, strict=True):
         if (k := rows.get(name)) is not None:
-            ratio[k, where[rollout]], divergence[k, where[rollout]] = ratios[start:stop], divergences[start:stop]
+            ratio[k, where[rollout]], divergence[k, where[rollout]] = own_ratio, own_divergence
     bounded = np.isfinite(divergence) & np.isfinite(ratio)
     with np.errstate(invalid="ignore"):
         ratio += divergence

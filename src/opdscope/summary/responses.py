@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from opdscope.core.screening import teacher_pushes
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import Controls, fitted_values
-from opdscope.summary.paths import flat_lists
+from opdscope.summary.paths import flat_lists, list_arrays
 from opdscope.summary.positions import Rollout, rollouts_of
 
 _KEY = ("question_id", "rollout_index")
@@ -143,15 +143,13 @@ class _Reader:
         pushes, products = np.zeros((len(groups), 2, *self._shape)), np.zeros((len(groups), 2, *self._shape, num_controls))
         weighted = None if values is None else np.zeros(pushes.shape)
         names = rollouts_of(table) if controls is not None or values is not None else []
-        flat = [flat_lists(table[column]) for column in ("taken_signal", "taken_gradient")]
-        centred, lengths = np.stack([own for own, _ in flat]).astype(np.float64), flat[0][1]
-        place = key, slice(None), questions, rollouts
-        pushes[place] = np.transpose([teacher_pushes(own, lengths) for own in centred])
+        place, columns = (key, slice(None), questions, rollouts), ("taken_signal", "taken_gradient")
+        pushes[place] = np.transpose([teacher_pushes(*flat_lists(table[column])) for column in columns])
+        centred = [list_arrays(table[column]) for column in columns]
         if controls is not None:
-            products[place] = controls.products(names, centred, lengths).swapaxes(0, 1)
+            products[place] = controls.products(names, *centred)
         if weighted is not None and values is not None:
-            fitted = np.concatenate([np.zeros(0), *(values[name] for name in names)])
-            weighted[place] = np.transpose([teacher_pushes(fitted * own, lengths) for own in centred])
+            weighted[place] = [[values[name] @ own for own in row] for name, *row in zip(names, *centred, strict=True)]
         return Scored(tuple((teacher, objective) for teacher, objective in groups), known, pushes, products, weighted)
 
 

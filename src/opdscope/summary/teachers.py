@@ -68,6 +68,8 @@ def screen_responses(responses: Responses) -> dict[tuple[str, str], QuestionGain
     """The same from responses that are read already, all of them or a part; teachers that are scored at none of them have no entry."""
     result: dict[tuple[str, str], QuestionGains] = {}
     chosen = np.flatnonzero(responses.scored.known.any(axis=(1, 2)))
+    if not len(chosen):
+        return result
     for k, gains in zip(chosen, _gains(responses, chosen), strict=True):
         teacher, objective = responses.scored.keys[k]
         compared = responses.compared[teacher]
@@ -126,7 +128,7 @@ def null_of(
             continue
         common = ~np.isnan(own.natural_gain) & ~np.isnan(null.natural_gain)
         push, size = (float(np.mean(kl[common])) if common.any() else 0.0 for kl in (own.reverse_kl, null.reverse_kl))
-        if np.isnan(push + size):  # a push of unknown size has an unknown null to beat
+        if not np.isfinite(push + size):  # a push of unknown size has an unknown null to beat
             return NullGain(name, float("nan"), np.full_like(own.natural_gain, np.nan))
         if size <= 0:
             continue
