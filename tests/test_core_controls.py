@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 import opdscope
 from opdscope.core.controls import cross_fitted_slopes, zero_mean_products
@@ -40,7 +41,9 @@ def test_a_teacher_without_a_context_for_a_question_informs_nothing_there() -> N
     assert controls.centred(("q", 0), 3).tolist() == [[0.0, 0.0, 0.0]]
 
 
-def test_products_of_many_rollouts_are_those_of_each() -> None:
+@pytest.mark.parametrize("most", [1, 40, 1 << 20])
+def test_products_of_many_rollouts_are_those_of_each(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opdscope.summary.controls._MOST_ENTRIES", most)
     source = np.random.default_rng(3)
     lengths = [4, 0, 7, 1, 7, 2]
     ratios = {(f"q{k}", k, name): source.normal(size=length) for k, length in enumerate(lengths) for name in ("a", "b")}

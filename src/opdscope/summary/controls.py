@@ -19,6 +19,10 @@ _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
 
 
+_MOST_ENTRIES = 1 << 15
+"""Of the signals that are multiplied at a time: that many stay near the processor."""
+
+
 class Controls:
     """Centred log-ratios of the informing teachers at every scored rollout."""
 
@@ -44,12 +48,19 @@ class Controls:
         found = np.zeros((len(rollouts), len(signals), len(self._centred)))
         rows_of: dict[Rollout, list[int]] = {}
         for row, rollout in enumerate(rollouts):
-            if rollout in self._places:
-                rows_of.setdefault(rollout, []).append(row)
-        for rollout, rows in rows_of.items():  # all that judge one rollout at once
-            own = np.array([[kind[row] for kind in signals] for row in rows], dtype=np.float64)
-            with np.errstate(invalid="ignore"):  # a signal without a bound has no product either
-                found[rows] = zero_mean_products(self._centred[:, self._places[rollout]], own)
+            rows_of.setdefault(rollout, []).append(row)
+        alike: dict[tuple[int, int], list[Rollout]] = {}  # rollouts of one length that as many rows judge
+        for rollout, rows in rows_of.items():
+            if (place := self._places.get(rollout)) is not None:
+                alike.setdefault((place.stop - place.start, len(rows)), []).append(rollout)
+        for (length, count), some in alike.items():
+            size = max(_MOST_ENTRIES // max(length * count * len(signals), 1), 1)
+            for block in (some[start : start + size] for start in range(0, len(some), size)):
+                own = [rows_of[rollout] for rollout in block]
+                signal = np.concatenate([kind[row] for rows in own for row in rows for kind in signals]).astype(np.float64)
+                control = np.stack([self._centred[:, self._places[rollout]] for rollout in block])[:, None, None]
+                with np.errstate(invalid="ignore"):  # a signal without a bound has no product either
+                    found[own] = zero_mean_products(control, signal.reshape(len(block), count, len(signals), length))
         return found
 
 

@@ -118,15 +118,18 @@ class _Reader:
         self._question, self._index, self._shape = question, index, shape
 
     def _places(self, table: pa.Table) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "row"]]:
-        questions = np.array([self._question[q] for q in table["question_id"].to_pylist()], dtype=np.int64)
-        return questions, np.searchsorted(self._index, table["rollout_index"].to_numpy())
+        names, row = _labels(table, "question_id")
+        questions = np.array([self._question[name] for (name,) in names], dtype=np.int64)
+        return questions[row], np.searchsorted(self._index, table["rollout_index"].to_numpy())
 
     def divergences(self, table: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By teacher: KL of each response, and where it is stored."""
         places, sums = self._places(table), teacher_pushes(*flat_lists(table["reverse_kl"]))
         found: dict[str, np.ndarray] = {}
         compared: dict[str, np.ndarray] = {}
-        for (name,), rows in _groups(table, "teacher").items():
+        names, teacher = _labels(table, "teacher")
+        for k, (name,) in enumerate(names):
+            rows = teacher == k
             own = tuple(place[rows] for place in places)
             found[name], compared[name] = np.full(self._shape, np.nan), np.zeros(self._shape, dtype=bool)
             found[name][own], compared[name][own] = sums[rows], True
@@ -134,13 +137,10 @@ class _Reader:
 
     def scored(self, table: pa.Table, controls: Controls | None, num_controls: int, values: _Values | None) -> Scored:
         """Every teacher and objective."""
-        (questions, rollouts), groups = self._places(table), _groups(table, "teacher", "objective")
-        key = np.zeros(table.num_rows, dtype=np.int64)
-        for k, rows in enumerate(groups.values()):
-            key[rows] = k
-        known = np.zeros((len(groups), *self._shape), dtype=bool)
+        (questions, rollouts), (keys, key) = self._places(table), _labels(table, "teacher", "objective")
+        known = np.zeros((len(keys), *self._shape), dtype=bool)
         known[key, questions, rollouts] = True
-        pushes, products = np.zeros((len(groups), 2, *self._shape)), np.zeros((len(groups), 2, *self._shape, num_controls))
+        pushes, products = np.zeros((len(keys), 2, *self._shape)), np.zeros((len(keys), 2, *self._shape, num_controls))
         weighted = None if values is None else np.zeros(pushes.shape)
         names = rollouts_of(table) if controls is not None or values is not None else []
         place, columns = (key, slice(None), questions, rollouts), ("taken_signal", "taken_gradient")
@@ -150,12 +150,16 @@ class _Reader:
             products[place] = controls.products(names, *centred)
         if weighted is not None and values is not None:
             weighted[place] = [[values[name] @ own for own in row] for name, *row in zip(names, *centred, strict=True)]
-        return Scored(tuple((teacher, objective) for teacher, objective in groups), known, pushes, products, weighted)
+        return Scored(tuple((teacher, objective) for teacher, objective in keys), known, pushes, products, weighted)
 
 
-def _groups(table: pa.Table, *names: str) -> dict[tuple[str, ...], Int[np.ndarray, "own"]]:
-    """Rows of each combination of labels, in the order in which these first appear."""
-    found: dict[tuple[str, ...], list[int]] = {}
-    for row, key in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True)):
-        found.setdefault(key, []).append(row)
-    return {key: np.array(rows, dtype=np.int64) for key, rows in found.items()}
+def _labels(table: pa.Table, *names: str) -> tuple[list[tuple[str, ...]], Int[np.ndarray, "row"]]:
+    """The combinations of labels, in the order in which they first appear, and which of them each row has."""
+    code = np.zeros(table.num_rows, dtype=np.int64)
+    for name in names:
+        encoded = table[name].combine_chunks().dictionary_encode()
+        code = code * len(encoded.dictionary) + encoded.indices.to_numpy()
+    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    found = [tuple(table[name][row].as_py() for name in names) for row in first[order].tolist()]
+    return found, np.argsort(order)[place]
