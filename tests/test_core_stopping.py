@@ -49,6 +49,9 @@ def test_one_look_of_one_mean_is_students_interval() -> None:
 def test_a_mean_of_one_question_has_no_width_and_too_many_looks_are_refused() -> None:
     values = np.array([[1.0], [np.nan]])
     assert np.isnan(spending_widths([values], 2, 0.9, np.random.default_rng(0))).all()
+    known = np.array([[1.0], [2.0], [4.0]])
+    after = spending_widths([known, np.full((3, 1), np.nan), known], 3, 0.9, np.random.default_rng(0))
+    assert np.isnan(after).tolist() == [False, True, True]
     with pytest.raises(ValueError, match="at most num_looks = 1"):
         spending_widths([values, values], 1, 0.9, np.random.default_rng(0))
 

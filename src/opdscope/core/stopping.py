@@ -62,33 +62,49 @@ def spending_widths(
         >>> bool(abs(widths[0] - 2.093) < 0.06)  # half of the error: the 97.5 % point of t with 19 degrees of freedom
         True
     """
-    if len(looks) > num_looks:
-        raise ValueError(f"expected at most num_looks = {num_looks} looks, found {len(looks)}")
-    widths = np.full(len(looks), np.nan)
-    if not looks:
-        return widths
-    num_clusters = len(looks[0])
-    multipliers = generator.standard_normal((num_draws, num_clusters))
-    # one number a draw, so that the widths of a look depend on that look and those before it alone
-    scale = np.sqrt(generator.chisquare(max(_freedom(looks), 1), size=num_draws) / max(_freedom(looks), 1))
-    crossed = np.zeros(num_draws, dtype=bool)
-    for k, values in enumerate(looks):
+    boundary = SpendingBoundary(num_looks, confidence, generator, num_draws)
+    return np.array([boundary.width(values) for values in looks])
+
+
+class SpendingBoundary:
+    """Widths of :func:`spending_widths`, one look after another, while the looks are taken."""
+
+    def __init__(self, num_looks: int, confidence: float, generator: np.random.Generator, num_draws: int = 10_000) -> None:
+        """Before the first look; arguments as there."""
+        self._num_looks, self._error, self._generator, self._num_draws = num_looks, 1.0 - confidence, generator, num_draws
+        self._taken = 0
+        self._multipliers = self._scale = np.zeros(0)
+        self._crossed = np.zeros(num_draws, dtype=bool)
+
+    def width(self, values: Float[np.ndarray, "cluster test"]) -> float:
+        """That of the next look; infinite while nothing may be spent yet, NaN at and after a look with a mean of fewer than two questions.
+
+        Raises:
+            ValueError: If there are more looks than were planned.
+        """
+        self._taken += 1
+        if self._taken > self._num_looks:
+            raise ValueError(f"expected at most num_looks = {self._num_looks} looks, found {self._taken}")
         present = ~np.isnan(values)
-        if values.shape[1] == 0 or present.sum(axis=0).min() < 2:
-            return widths
+        fewest = int(present.sum(axis=0).min(initial=len(values)))
+        if self._taken == 1:
+            self._multipliers = self._generator.standard_normal((self._num_draws, len(values)))
+            # one number a draw, so that the widths of a look depend on that look and those before it alone; freedom is that of the first look:
+            # questions do not become fewer later, and widths must not change when a look is added
+            freedom = max(fewest - 1, 1)
+            self._scale = np.sqrt(self._generator.chisquare(freedom, size=self._num_draws) / freedom)
+        if values.shape[1] == 0 or fewest < 2:
+            self._error = float("nan")
+        if np.isnan(self._error):
+            return float("nan")
         # means first: to reduce many rows of a few entries each takes twenty times as long
-        largest = np.max(np.abs(multipliers @ _directions(values)).T.copy(), axis=0) / scale
-        allowed = int(np.floor((1.0 - confidence) * (k + 1) / num_looks * num_draws)) - int(crossed.sum())
-        left = largest[~crossed]
+        largest = np.max(np.abs(self._multipliers @ _directions(values)).T.copy(), axis=0) / self._scale
+        allowed = int(np.floor(self._error * self._taken / self._num_looks * self._num_draws)) - int(self._crossed.sum())
+        left = largest[~self._crossed]
         place = len(left) - 1 - allowed
-        widths[k] = np.partition(left, place)[place] if 0 <= allowed < len(left) else np.inf
-        crossed |= largest > widths[k]
-    return widths
-
-
-def _freedom(looks: Sequence[Float[np.ndarray, "cluster test"]]) -> int:
-    """Of the first look: questions do not become fewer later, and widths must not change when a look is added."""
-    return int((~np.isnan(looks[0])).sum(axis=0).min(initial=len(looks[0]))) - 1
+        width = float(np.partition(left, place)[place]) if 0 <= allowed < len(left) else float("inf")
+        self._crossed |= largest > width
+        return width
 
 
 def _directions(values: Float[np.ndarray, "cluster test"]) -> Float[np.ndarray, "cluster test"]:

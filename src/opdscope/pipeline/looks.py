@@ -40,7 +40,7 @@ def looks(experiment: Experiment) -> Generator[Look]:
     if experiment.config.target.kind != "rank":
         yield Look(0, sizes[-1], "")
         return
-    seen: Seen = {}
+    seen = Seen()
     for index, (start, stop) in enumerate(zip((0, *sizes), sizes, strict=False)):
         if index > 0 and not _goes_on(experiment, index, stop, seen):
             return

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from opdscope.config import NULL_CONTEXTS, Config
 from opdscope.core.aggregation import simultaneous_quantile
 from opdscope.core.randomness import generator
-from opdscope.core.stopping import look_sizes, settled, spending_widths, standard_error_at
+from opdscope.core.stopping import SpendingBoundary, look_sizes, settled, spending_widths, standard_error_at
 from opdscope.records import Role
 from opdscope.summary.responses import Responses, read_responses
 from opdscope.summary.teachers import QuestionGains, null_of, screen_questions, screen_responses
@@ -21,11 +21,23 @@ Screening = Mapping[tuple[str, str], QuestionGains]
 Part = tuple[int, int]
 """Measured rollouts of every question from one index up to, without, another."""
 
-Seen = dict[Part, tuple[Screening, Float[np.ndarray, "question test"]]]
-"""Screening of a part of a run, and what the order of its teachers rests on."""
+_ORDER = ("order",)
+"""What the random numbers of the order are for."""
 
 _ALL = np.iinfo(np.int32).max
 """Beyond every rollout index."""
+
+
+@dataclass
+class Seen:
+    """What the order of a run's teachers rests on, kept from one look to the next."""
+
+    screened: dict[Part, tuple[Screening, Float[np.ndarray, "question test"]]] = field(default_factory=dict)
+    """Screening of parts of the run, and :func:`order_columns` of it."""
+    boundary: SpendingBoundary | None = None
+    """Of the looks so far; None before the first one."""
+    widths: list[float] = field(default_factory=list)
+    """Standard errors to either side at each look."""
 
 
 def planned_looks(config: Config) -> tuple[int, ...]:
@@ -91,6 +103,17 @@ def joint_width(looks: Sequence[Float[np.ndarray, "question test"]], config: Con
     return float(spending_widths(looks, planned, level, source)[-1])
 
 
+def _order_width(looks: Sequence[Float[np.ndarray, "question test"]], config: Config, seen: Seen) -> float:
+    """:func:`joint_width` of the order, of which earlier looks' part is known."""
+    planned = len(planned_looks(config))
+    if planned == 1:
+        return joint_width(looks, config, *_ORDER)
+    if seen.boundary is None:
+        seen.boundary = SpendingBoundary(planned, config.analysis.confidence, generator(config.seed, *_ORDER))
+    seen.widths += [seen.boundary.width(values) for values in looks[len(seen.widths) :]]
+    return seen.widths[len(looks) - 1]
+
+
 def over_null(screening: Screening, name: str, objective: str, config: Config) -> Float[np.ndarray, "question"]:
     """A teacher's natural gain minus that of the null that it has to beat."""
     return screening[name, objective].natural_gain - null_of(screening, name, objective, config).natural_gain
@@ -116,25 +139,25 @@ def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None =
     Args:
         tables: Every table of the run by name.
         config: The run's configuration.
-        seen: What earlier looks of the same run have screened; what is screened now, or when `foretell` is asked, is added, and what was
-            screened of a look that was not finished is taken out. None: nothing was.
+        seen: What is known from earlier looks of the same run; what is found now, or when `foretell` is asked, is added. None: nothing is.
     """
-    sizes, known = planned_looks(config), {} if seen is None else seen
-    known.pop((0, _ALL), None)  # of a look that was not finished
+    sizes, known = planned_looks(config), Seen() if seen is None else seen
     responses, screened = _responses(tables, config)
     parts = _finished(responses, config)
+    if parts[-1][1] == _ALL and sizes != (config.rollouts.num_rollouts,):  # none of several looks is finished
+        return None
 
     def columns(part: Part) -> Float[np.ndarray, "question test"]:
-        if part not in known:
+        if part not in known.screened:
             found = screened(part)
-            known[part] = found, order_columns(found, _real(found, config), config)
-        return known[part][1]
+            known.screened[part] = found, order_columns(found, _real(found, config), config)
+        return known.screened[part][1]
 
     looks, size = [columns(part) for part in parts], sizes[len(parts) - 1]
-    names = _real(known[parts[-1]][0], config)
+    names = _real(known.screened[parts[-1]][0], config)
     if not names:
         return None
-    values, width = looks[-1], joint_width(looks, config, "order")
+    values, width = looks[-1], _order_width(looks, config, known)
     state = order_state(values, width, len(names), config)
     label = [(name, "") for name in names] + [(names[a], names[b]) for a, b in combinations(range(len(names)), 2)]
     undecided = tuple(label[i] for i in state.needed if not state.decided[i])

@@ -38,7 +38,7 @@ def summarize_target(tables: Mapping[str, pa.Table], config: Config) -> dict[str
 def _rank(tables: Mapping[str, pa.Table], config: Config) -> tuple[bool, str]:
     order = order_of(tables, config)
     if order is None:
-        return False, "no real teacher is scored yet"
+        return False, "no look at a real teacher is finished yet"
     first = order.names[: config.target.top]
     drawn = f"{order.rollouts} of at most {config.rollouts.num_rollouts} rollouts a question"
     if not order.undecided:
