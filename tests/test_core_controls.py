@@ -15,11 +15,12 @@ from opdscope.summary.controls import Controls, corrections
 from opdscope.summary.teachers import screen_questions
 
 
-def test_products_at_different_positions_have_mean_zero_over_the_students_responses() -> None:
+@pytest.mark.parametrize("judged", ["good", "random"])  # the informing teacher itself goes along with its own signal at each position
+def test_products_at_different_positions_have_mean_zero_over_the_students_responses(judged: str) -> None:
     world, question, source, count = ReasoningWorld(length=12, spacing=3), 1, np.random.default_rng(0), 4000
     student, following = world.student(question), world.next_states()
     centred = []
-    for name in ("good", "random"):
+    for name in ("good", judged):
         signal = reverse_kl_signal(student, world.teacher(name, question))
         centred.append(signal - np.sum(np.exp(student) * signal, axis=-1, keepdims=True))
     found = np.empty(count)
