@@ -15,10 +15,10 @@ from worlds import REAL, TASKS, WORLDS, Population, population
 import opdscope
 from opdscope.config import Config, load_config
 from opdscope.core.aggregation import simultaneous_quantile
-from opdscope.core.controls import cross_fitted_slopes
 from opdscope.core.randomness import generator
 from opdscope.core.stopping import look_sizes, spending_widths
 from opdscope.store import Run
+from opdscope.summary.controls import corrections
 from opdscope.summary.looks import OrderState, order_columns, order_state
 
 QUESTIONS, MOST, LOOKS, TOP = 40, 128, 5, 3
@@ -206,17 +206,14 @@ def _screening_curves(own: Population, truth: np.ndarray, repetitions: int) -> t
 
 def _screened(right: np.ndarray, pushes: np.ndarray, products: np.ndarray, chosen: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Gain of each teacher without and with control variates."""
-    (questions, rollouts), push = index.shape, np.take_along_axis(pushes[chosen], index[:, None], axis=2)
+    rollouts, push = index.shape[1], np.take_along_axis(pushes[chosen], index[:, None], axis=2)
     centred = right - right.mean(axis=1, keepdims=True)
     plain = np.mean(np.sum(centred[:, None] * push, axis=2) / (rollouts - 1), axis=0)
-    # the six teachers inform one another; slopes come from other questions, as in the pipeline
-    fold, corrected = np.repeat(np.arange(questions) % 10, rollouts), plain.copy()
+    # the six teachers inform one another
     drawn = np.take_along_axis(products[chosen], index[:, None, None], axis=3)
-    for t in range(len(REAL)):
-        columns = drawn[:, :, t].transpose(0, 2, 1).reshape(-1, len(REAL))
-        slopes = cross_fitted_slopes(columns, (centred * push[:, t]).ravel(), fold)
-        corrected[t] -= np.mean(np.sum(slopes * columns, axis=1))
-    return np.stack([plain, corrected])
+    contributions = (centred[:, None] * push).swapaxes(0, 1)
+    taken = corrections(contributions, drawn.transpose(2, 0, 3, 1), np.ones((1, *index.shape), dtype=bool))
+    return np.stack([plain, plain - taken.mean(axis=1)])
 
 
 def _in_order(estimates: np.ndarray, truth: np.ndarray) -> float:

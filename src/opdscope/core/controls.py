@@ -108,6 +108,10 @@ def slopes_of_folds(
     Returns:
         Slopes of a ridge regression without a constant, folds in the order of their numbers; zero where no other fold has a value.
 
+    Notes:
+        :math:`\beta_f = (X_{-f}^\top X_{-f} + \lambda I)^{-1} X_{-f}^\top y_{-f}` with the rows of all other folds, each control in its root mean
+        square over all rows that have a value.
+
     References:
         Hoerl and Kennard (1970), Ridge regression; Owen (2013), Monte Carlo theory, methods and examples, section 8.9, for control variates.
 

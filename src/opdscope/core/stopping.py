@@ -79,6 +79,12 @@ class SpendingBoundary:
     def width(self, values: Float[np.ndarray, "cluster test"]) -> float:
         """That of the next look; infinite while nothing may be spent yet, NaN at and after a look with a mean of fewer than two questions.
 
+        Args:
+            values: One row per question, the same ones at every look, and one column per mean; NaN where a question says nothing about a mean.
+
+        Returns:
+            Half-width in standard errors.
+
         Raises:
             ValueError: If there are more looks than were planned.
         """

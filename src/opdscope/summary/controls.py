@@ -18,7 +18,6 @@ from opdscope.summary.positions import Rollout, read_teacher_positions, rollouts
 _FOLDS = 10
 """Parts of the questions that the regression leaves out in turn."""
 
-
 _MOST_ENTRIES = 1 << 15
 """Of the signals that are multiplied at a time: that many stay near the processor."""
 

@@ -32,8 +32,8 @@ _ALL = np.iinfo(np.int32).max
 class Seen:
     """What the order of a run's teachers rests on, kept from one look to the next."""
 
-    screened: dict[Part, tuple[Screening, Float[np.ndarray, "question test"]]] = field(default_factory=dict)
-    """Screening of parts of the run, and :func:`order_columns` of it."""
+    columns: dict[Part, tuple[list[str], Float[np.ndarray, "question test"]]] = field(default_factory=dict)
+    """Real teachers that are screened in parts of the run, and :func:`order_columns` of them."""
     boundary: SpendingBoundary | None = None
     """Of the looks so far; None before the first one."""
     widths: list[float] = field(default_factory=list)
@@ -148,13 +148,14 @@ def order_of(tables: Mapping[str, pa.Table], config: Config, seen: Seen | None =
         return None
 
     def columns(part: Part) -> Float[np.ndarray, "question test"]:
-        if part not in known.screened:
+        if part not in known.columns:
             found = screened(part)
-            known.screened[part] = found, order_columns(found, _real(found, config), config)
-        return known.screened[part][1]
+            real = _real(found, config)
+            known.columns[part] = real, order_columns(found, real, config)
+        return known.columns[part][1]
 
     looks, size = [columns(part) for part in parts], sizes[len(parts) - 1]
-    names = _real(known.screened[parts[-1]][0], config)
+    names = known.columns[parts[-1]][0]
     if not names:
         return None
     values, width = looks[-1], _order_width(looks, config, known)
