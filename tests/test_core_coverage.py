@@ -17,9 +17,10 @@ from opdscope.core.alignment import (
     teacher_advantage,
 )
 from opdscope.core.backup import back_up, interval_variance, no_links
+from opdscope.core.node_prior import NodeLikelihood, draw_success, fit_node_prior
 from opdscope.core.sampling import allocate_continuations
 from opdscope.core.shortest import shortest_interval
-from opdscope.core.signal_prior import cell_likelihood, draw_success, fit_signal_prior, scaled_signal
+from opdscope.core.signal_prior import scaled_signal
 from opdscope.core.success import StratumOutcomes, draw_priors, posterior_success, success_prior
 
 NUM_NODES, NUM_STRATA, NUM_DRAWS, LEVEL = 1200, 8, 199, 0.9
@@ -137,12 +138,12 @@ def test_cosines_cover_whatever_the_teacher_knows(slope, budget):
     nodes = knowing(4.0, budget, slope)
     scaled, _ = scaled_signal(nodes.probs, np.log(nodes.teacher / nodes.probs), nodes.outcomes)
     tokens = np.ones(scaled.shape)
-    likelihood = cell_likelihood(nodes.outcomes, scaled, tokens)
-    prior = fit_signal_prior(likelihood)
+    likelihood = NodeLikelihood.of(nodes.outcomes, scaled, tokens, nodes.probs, np.zeros(scaled.shape, dtype=bool))
+    prior = fit_node_prior(likelihood)
     against, along = prior.slopes[:4].sum(), prior.slopes[-4:].sum()
     assert abs(along - against) < 0.1 if slope == 0 else (along - against) * slope > 0
     sources = [np.random.default_rng([3, node]) for node in range(NUM_NODES)]
-    draws = draw_success(prior, likelihood, nodes.outcomes, scaled, tokens, NUM_DRAWS, sources).success
+    draws = draw_success(prior, likelihood, nodes.outcomes, tokens, NUM_DRAWS, sources).success
     exchangeable = posterior_draws(nodes, nodes.outcomes)
     pairs = zip(nodes.measures(draws)[:2], nodes.measures(exchangeable)[:2], nodes.measures(nodes.success)[:2], strict=True)
     for name, (own, without, truth) in zip(NAMES[:2], pairs, strict=True):

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import expit
 
 from opdscope.core.alignment import alignment_score, natural_alignment
+from opdscope.core.node_prior import SuccessDraws
 from opdscope.core.shortest import shortest_interval
-from opdscope.core.signal_prior import SignalDraws
 from opdscope.core.within_tail import Push, draw_cosines
 
 NODES, DRAWS, INSIDE = 1500, 200, 4
@@ -47,7 +47,7 @@ def test_cosines_of_a_merged_tail_hold_those_of_its_tokens(slope):
         natural_alignment(logs, signal, push.signal_variance, success),
     )
     # every stratum's mean success is known: what is left open is the tail's inside
-    draws = SignalDraws(np.tile(strata(success), (DRAWS, 1, 1)), np.full((DRAWS, NODES), slope), np.full((DRAWS, NODES), 20.0))
+    draws = SuccessDraws(np.tile(strata(success), (DRAWS, 1, 1)), np.full((DRAWS, NODES), slope), np.full((DRAWS, NODES), 20.0))
     found = draw_cosines(push, draws, 1.0, [np.random.default_rng([0, i]) for i in range(NODES)])
     for truth, own in zip(truths, found, strict=True):
         _, low, high = shortest_interval(own, 0.9).T
@@ -62,9 +62,9 @@ def test_without_several_tokens_in_the_tail_cosines_are_those_of_the_strata():
     gradient, variance = probs * (signal - mean), np.sum(probs * (signal - mean) ** 2, axis=-1)
     norm = np.sum(gradient**2, axis=-1)
     push = Push(probs, probs**2, np.array([[False, True]]), signal, variance, gradient, norm)
-    draws = SignalDraws(success, np.ones((2, 1)), np.full((2, 1), 3.0))
+    draws = SuccessDraws(success, np.ones((2, 1)), np.full((2, 1), 3.0))
     score, natural = draw_cosines(push, draws, 1.0, [np.random.default_rng(0)])
     np.testing.assert_allclose(score, alignment_score(np.log(probs), probs**2, gradient, norm, success), rtol=1e-9)
     np.testing.assert_allclose(natural, natural_alignment(np.log(probs), signal, variance, success), rtol=1e-9)
-    same = SignalDraws(np.full((2, 1, 2), 0.3), np.zeros((2, 1)), np.full((2, 1), np.inf))
+    same = SuccessDraws(np.full((2, 1, 2), 0.3), np.zeros((2, 1)), np.full((2, 1), np.inf))
     assert np.isnan(draw_cosines(push, same, 1.0, [np.random.default_rng(0)])).all()

@@ -208,11 +208,13 @@ def _two_values(bank: Bank, budget: str, continuations: int) -> Section:
         "Nodes of the chains at which all strata but one candidate succeed equally often: a teacher's score is then c or -c, whatever the "
         "difference. *Exact*: the posterior that knows which candidate it is and how success is distributed over such nodes of all other "
         "questions, though not the teacher. The shortest interval that holds 90 % of it is one point where one sign has that chance (*decided*); "
-        "else it holds both values, and with them the truth. So a correct posterior covers more than it says here, and its width says what is "
-        "left to gain."
+        "else it holds both values, and with them the truth. So a correct posterior covers more than it says here, and ours are right if they "
+        "cover at least as often as asked for and no more often than the exact one. Its width says what is left to gain."
     )
     columns = ["budget", "continuations a node", "nodes", "decided", "exact: coverage", "exact: width"]
-    return Section("Scores with two values", text, [*columns, "coverage", "lowest", "highest", "width"], [row])
+    label = f"score with two values, {budget}: coverage from 88 % to that of the exact posterior"
+    checks = [(label, bool(min(shares) >= 0.88 and max(shares) <= held.mean()))]
+    return Section("Scores with two values", text, [*columns, "coverage", "lowest", "highest", "width"], [row], checks)
 
 
 def _pooled(

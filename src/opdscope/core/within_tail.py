@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float
 
-from opdscope.core.signal_prior import SignalDraws
+from opdscope.core.node_prior import SuccessDraws
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Push:
 
 
 def draw_cosines(
-    push: Push, draws: SignalDraws, unit: float, generators: Sequence[np.random.Generator]
+    push: Push, draws: SuccessDraws, unit: float, generators: Sequence[np.random.Generator]
 ) -> tuple[Float[np.ndarray, "draw node"], Float[np.ndarray, "draw node"]]:
     r"""Draws of alignment score and natural alignment, with what lies within the tail drawn too.
 
@@ -87,7 +87,7 @@ def draw_cosines(
 
 def _inside(
     success: Float[np.ndarray, "draw node"],
-    draws: SignalDraws,
+    draws: SuccessDraws,
     signal_spread: Float[np.ndarray, "node"],
     tokens: Float[np.ndarray, "node"],
     several: Bool[np.ndarray, "node"],

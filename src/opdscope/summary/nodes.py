@@ -23,9 +23,10 @@ from opdscope.core.alignment import (
 )
 from opdscope.core.backup import backed_up_outcomes, backed_up_posterior, interval_variance
 from opdscope.core.coupling import Coupling
+from opdscope.core.node_prior import NodeLikelihood, NodePrior, draw_success, fit_node_prior
 from opdscope.core.randomness import generator
 from opdscope.core.shortest import shortest_interval
-from opdscope.core.signal_prior import SignalPrior, cell_likelihood, draw_success, fit_signal_prior, scaled_signal
+from opdscope.core.signal_prior import scaled_signal
 from opdscope.core.success import StratumOutcomes, draw_priors, mean_success, success_prior
 from opdscope.core.within_tail import Push, draw_cosines
 from opdscope.records import TAIL, Outcome
@@ -251,7 +252,7 @@ def _measure(
     variance = np.array([row["signal_variance"] for row in rows])
     scaled, unit = scaled_signal(nodes.probs[index], signal, posterior.told.at(index))
     push = Push(nodes.probs[index], nodes.squared_probs[index], nodes.is_tail[index], signal, variance, gradient, norm)
-    prior = _learned(scaled, push.num_tokens, posterior.told.at(index))
+    prior = _learned(scaled, push, posterior.told.at(index))
     parts: list[list[Float[np.ndarray, "node 3"]]] = []
     for start in range(0, len(index), _NODES_AT_ONCE):
         part = slice(start, start + _NODES_AT_ONCE)
@@ -260,8 +261,8 @@ def _measure(
         matched = None if posterior.correlations is None else posterior.correlations[own]
         level, told, here = config.analysis.confidence, posterior.told.at(own), push.at(part)
         sources = [generator(config.seed, "cosine", teacher, objective, nodes.rows[i]["node_id"]) for i in own]
-        likelihood = cell_likelihood(told, scaled[part], here.num_tokens)
-        draws = draw_success(prior, likelihood, told, scaled[part], here.num_tokens, config.analysis.num_draws, sources)
+        likelihood = NodeLikelihood.of(told, scaled[part], here.num_tokens, here.probs, here.is_tail)
+        draws = draw_success(prior, likelihood, told, here.num_tokens, config.analysis.num_draws, sources)
         score, correlation = draw_cosines(here, draws, unit, sources)
         parts.append(
             [
@@ -278,12 +279,11 @@ def _measure(
     return NodeMeasures(teacher, objective, index, score, euclidean, natural, correlation, advantage, norm, kl, tail)
 
 
-def _learned(
-    scaled: Float[np.ndarray, "node stratum"], num_tokens: Float[np.ndarray, "node stratum"], outcomes: StratumOutcomes
-) -> SignalPrior:
-    """How far a teacher's push goes together with success, learned from nodes spread evenly over the run."""
+def _learned(scaled: Float[np.ndarray, "node stratum"], push: Push, outcomes: StratumOutcomes) -> NodePrior:
+    """What nodes are like and how far a teacher's push goes together with success, learned from nodes spread evenly over the run."""
     picked = np.linspace(0, len(scaled) - 1, min(len(scaled), _REFERENCE_NODES)).astype(np.int64)
-    return fit_signal_prior(cell_likelihood(outcomes.at(picked), scaled[picked], num_tokens[picked]))
+    tokens, probs, is_tail = (values[picked] for values in (push.num_tokens, push.probs, push.is_tail))
+    return fit_node_prior(NodeLikelihood.of(outcomes.at(picked), scaled[picked], tokens, probs, is_tail))
 
 
 def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:

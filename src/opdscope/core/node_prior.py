@@ -1,0 +1,191 @@
+"""The prior of success at the nodes of a run, as one teacher sees them: learned from their outcomes, and drawn from given those of a node.
+
+A mixture of nodes whose strata do not differ, of nodes where success follows the teacher's signal (:mod:`opdscope.core.signal_prior`), and of nodes
+where one token is unlike all others (:mod:`opdscope.core.odd_token`). How often each occurs is learned from all nodes together.
+"""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import expit
+
+from opdscope.core import odd_token, signal_prior
+from opdscope.core.odd_token import OddLikelihood, OddPrior
+from opdscope.core.signal_prior import SAME, SLOPES, VALUES
+from opdscope.core.stratum_tables import STRENGTHS
+from opdscope.core.success import StratumOutcomes
+
+_ADDED, _STEPS = 0.1, 100
+"""Nodes added to every cell, and steps of expectation maximisation."""
+
+_STEPS_A_CHOICE = 20
+"""So many of them with the same chances of which token is the odd one."""
+
+_SAME_AT_FIRST, _ODD_AT_FIRST = 0.9, 0.05
+"""Shares that the search begins with: what outcomes cannot tell from no difference at all is taken for none."""
+
+
+@dataclass(frozen=True)
+class NodeLikelihood:
+    """Likelihood of each node's outcomes in every cell of the prior; the largest of a node is 1."""
+
+    along: Float[np.ndarray, "node cell"]
+    """In every cell of slope, strength and value."""
+    odd: OddLikelihood
+    """With one odd token."""
+
+    @staticmethod
+    def of(
+        outcomes: StratumOutcomes,
+        signal: Float[np.ndarray, "node stratum"],
+        num_tokens: Float[np.ndarray, "node stratum"],
+        probs: Float[np.ndarray, "node stratum"],
+        is_tail: Bool[np.ndarray, "node stratum"],
+    ) -> "NodeLikelihood":
+        """Of these outcomes.
+
+        Args:
+            outcomes: Outcomes, `node × stratum`.
+            signal: From :func:`opdscope.core.signal_prior.scaled_signal`.
+            num_tokens: Tokens that a stratum is worth, as in :func:`opdscope.core.stratum_tables.tabulate`.
+            probs: The student's probabilities.
+            is_tail: Which stratum is the tail: several tokens, which are not odd together.
+
+        Raises:
+            ShapeError: If shapes differ.
+        """
+        possible = (probs > 1e-9) & np.isnan(outcomes.terminal) & ~is_tail
+        along = signal_prior.signal_logs(outcomes, signal, num_tokens).swapaxes(2, 3).reshape(len(signal), int(np.prod(signal_prior.SHAPE)))
+        odd = odd_token.odd_logs(outcomes, num_tokens, possible)
+        largest = np.maximum(along.max(axis=1, initial=-np.inf), odd.max(axis=(1, 2, 3, 4), initial=-np.inf))
+        parts = np.exp(odd - largest[:, None, None, None, None])
+        return NodeLikelihood(np.exp(along - largest[:, None]), OddLikelihood(parts, signal, odd_token.probability_group(probs), possible))
+
+
+@dataclass(frozen=True)
+class NodePrior:
+    """How often nodes of each kind occur."""
+
+    along: Float[np.ndarray, "slope strength value"]
+    """Share of nodes in each cell along the signal."""
+    odd_share: float
+    """Share of nodes with an odd token; with the cells it sums to one."""
+    odd: OddPrior
+    """What they are like."""
+
+    @property
+    def slopes(self) -> Float[np.ndarray, "slope"]:
+        """Share of nodes at each slope, among those without an odd token."""
+        slopes = self.along.sum(axis=(1, 2))
+        return slopes / slopes.sum()
+
+
+def fit_node_prior(likelihood: NodeLikelihood) -> NodePrior:
+    """The empirical-Bayes prior, by expectation maximisation.
+
+    Args:
+        likelihood: Of the nodes to learn from.
+
+    Returns:
+        Shares that sum to one; without a node those that the search begins with.
+
+    References:
+        Laird (1978), Nonparametric maximum likelihood estimation of a mixing distribution.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> signal = rng.normal(size=(400, 4))
+        >>> success = expit(signal)  # a slope of one
+        >>> outcomes = StratumOutcomes(rng.binomial(20, success), np.full((400, 4), 20), np.full((400, 4), np.nan))
+        >>> probs, no_tail = np.full((400, 4), 0.25), np.zeros((400, 4), dtype=bool)
+        >>> prior = fit_node_prior(NodeLikelihood.of(outcomes, signal, np.ones((400, 4)), probs, no_tail))
+        >>> bool(prior.slopes[8:10].sum() > 0.9)
+        True
+    """
+    shape = signal_prior.SHAPE
+    pairs, values = (
+        np.full(shape[:2], (1.0 - _SAME_AT_FIRST - _ODD_AT_FIRST) / (shape[0] * shape[1] - 1)),
+        np.full(shape[2], 1.0 / shape[2]),
+    )
+    pairs[SAME] = _SAME_AT_FIRST
+    odd, share = OddPrior.even(), _ODD_AT_FIRST
+    for _ in range(_STEPS // _STEPS_A_CHOICE if len(likelihood.along) else 0):
+        chances = likelihood.odd.chances(odd)
+        of_odd = likelihood.odd.total(chances)
+        evidence = np.ones(len(of_odd))
+        for _ in range(_STEPS_A_CHOICE):
+            joint, joint_odd = (pairs[..., None] * values).astype(np.float32).ravel(), (share * odd.cells).astype(np.float32).ravel()
+            evidence = likelihood.along @ joint + of_odd @ joint_odd
+            inverse = 1.0 / evidence
+            along = (joint * (inverse @ likelihood.along)).reshape(shape).astype(np.float64)
+            expected = (joint_odd * (inverse @ of_odd)).reshape(odd_token.SHAPE).astype(np.float64)
+            pairs, values = along.sum(axis=2) + _ADDED, along.sum(axis=(0, 1)) + _ADDED
+            share = float(expected.sum()) + odd_token.ADDED
+            total = pairs.sum() + share
+            pairs, values, share, odd = pairs / total, values / values.sum(), share / total, odd.updated(expected)
+        odd = likelihood.odd.learned_weights(odd, chances, share, evidence)
+    return NodePrior(pairs[..., None] * values, share, odd)
+
+
+@dataclass(frozen=True)
+class SuccessDraws:
+    """Posterior draws given that strata differ."""
+
+    success: Float[np.ndarray, "draw node stratum"]
+    """Of every stratum, in [0, 1]."""
+    slope: Float[np.ndarray, "draw node"]
+    """In logits of success per unit of the signal; 0 where there is an odd token."""
+    strength: Float[np.ndarray, "draw node"]
+    """In continuations; may be infinite."""
+
+
+def draw_success(
+    prior: NodePrior,
+    likelihood: NodeLikelihood,
+    outcomes: StratumOutcomes,
+    num_tokens: Float[np.ndarray, "node stratum"],
+    num_draws: int,
+    generators: Sequence[np.random.Generator],
+) -> SuccessDraws:
+    """Posterior draws of every stratum's success, given that strata differ.
+
+    Args:
+        prior: That of the nodes together.
+        likelihood: Of these nodes.
+        outcomes: What was observed.
+        num_tokens: Tokens that a stratum is worth.
+        num_draws: How many draws.
+        generators: Source of randomness of each node.
+    """
+    differing = prior.along.copy()
+    differing[SAME] = 0.0
+    signal, chances = likelihood.odd.signal, likelihood.odd.chances(prior.odd)
+    of_odd = likelihood.odd.total(chances) * (prior.odd_share * prior.odd.cells).astype(np.float32).ravel()
+    cells = np.cumsum(np.concatenate([likelihood.along * differing.ravel(), of_odd], axis=1, dtype=np.float64), axis=1)
+    found = np.empty((num_draws, *signal.shape))
+    slopes, strengths = np.empty((2, num_draws, len(signal)))
+    half = 0.5 * (VALUES[1] - VALUES[0])
+    for i, source in enumerate(generators):
+        cell = np.searchsorted(cells[i, :-1], source.random(num_draws) * cells[i, -1], side="right")
+        is_odd = cell >= differing.size
+        which, strength, value = np.unravel_index(np.where(is_odd, 0, cell), differing.shape)
+        # anywhere in the cell
+        slopes[:, i] = SLOPES[which] * np.exp(source.uniform(-0.35, 0.35, num_draws))
+        strengths[:, i] = STRENGTHS[strength]
+        level = VALUES[value] + source.uniform(-half, half, num_draws)
+        logits = level[:, None] + slopes[:, i, None] * signal[i]
+        logits[is_odd], strengths[is_odd, i] = likelihood.odd.draw_odd(i, chances, cell[is_odd] - differing.size, source)
+        slopes[is_odd, i] = 0.0
+        centre = expit(np.clip(logits, -12.0, 12.0))
+        sharp = np.isinf(strengths[:, i, None])
+        total = num_tokens[i] * (np.where(sharp, 0.0, strengths[:, i, None]) + 1.0) - 1.0
+        total = np.where(sharp, 1.0, total)
+        missed = outcomes.num_verified[i] - outcomes.num_correct[i]
+        drawn = source.beta(total * centre + outcomes.num_correct[i], total * (1.0 - centre) + missed)
+        found[:, i] = np.where(sharp, centre, drawn)
+    return SuccessDraws(np.where(np.isnan(outcomes.terminal), found, outcomes.terminal), slopes, strengths)

@@ -1,0 +1,104 @@
+"""The prior of success at nodes as a teacher sees them: what is learned, and draws that hold the truth as often as they say."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from opdscope.core import node_prior, signal_prior
+from opdscope.core.node_prior import NodeLikelihood, draw_success, fit_node_prior
+from opdscope.core.success import StratumOutcomes
+
+NODES, STRATA, COUNT = 800, 5, 12
+
+
+def nodes(slope, strength, seed=0):
+    """Success that follows the signal, signals, and a dozen outcomes a stratum."""
+    generator = np.random.default_rng(seed)
+    signal = generator.normal(size=(NODES, STRATA))
+    centre = expit(generator.normal(size=(NODES, 1)) + slope * signal)
+    success = generator.beta(strength * centre, strength * (1 - centre))
+    counts = np.full(signal.shape, COUNT)
+    return success, signal, StratumOutcomes(generator.binomial(COUNT, success), counts, np.full(signal.shape, np.nan))
+
+
+def likelihood_of(outcomes, signal, probs=None):
+    probs = np.full(signal.shape, 1.0 / STRATA) if probs is None else probs
+    return NodeLikelihood.of(outcomes, signal, np.ones(signal.shape), probs, np.zeros(signal.shape, dtype=bool))
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
+def test_the_slope_is_learned_and_draws_hold_the_truth_as_often_as_they_say(slope):
+    success, signal, outcomes = nodes(slope, 6.0)
+    likelihood = likelihood_of(outcomes, signal)
+    prior = fit_node_prior(likelihood)
+    assert prior.along.sum() + prior.odd_share == pytest.approx(1.0, rel=1e-6)
+    # outcomes tell a node's slope to about 1 / √(5 · 4 · 12 · .2) = .2 with strength 6 in the way, and the grid has steps of a factor of two
+    assert abs(np.sum(prior.slopes * signal_prior.SLOPES) - slope) < 0.2
+    sources = [np.random.default_rng([1, i]) for i in range(NODES)]
+    draws = draw_success(prior, likelihood, outcomes, np.ones(signal.shape), 199, sources).success
+    low, high = np.sort(draws, axis=0)[[9, 189]]
+    # 4,000 strata, five of a node share its prior: four standard errors of 800 nodes are .042 at most
+    assert abs(np.mean((low <= success) & (success <= high)) - 0.9) < 0.042
+    assert abs(np.mean(draws.mean(axis=0) - success)) < 4 * np.std(success - draws.mean(axis=0)) / np.sqrt(NODES)
+
+
+def test_draws_know_the_teacher_where_outcomes_say_nothing():
+    _, signal, outcomes = nodes(1.6, 50.0)
+    prior = fit_node_prior(likelihood_of(outcomes, signal))
+    nothing = StratumOutcomes(np.zeros((1, 2), dtype=int), np.zeros((1, 2), dtype=int), np.full((1, 2), np.nan))
+    likelihood = likelihood_of(nothing, np.array([[1.0, -1.0]]))
+    draws = draw_success(prior, likelihood, nothing, np.ones((1, 2)), 400, [np.random.default_rng(0)]).success
+    # with strength 50 a stratum at a slope of 1.6 either way is on the right side of the other but for the nodes that EM leaves elsewhere
+    assert np.mean(draws[:, 0, 0] > draws[:, 0, 1]) > 0.9
+
+
+def slips(seed=0, share=0.4, count=COUNT):
+    """Nodes of which a share has one rare token that succeeds less often; at the others all tokens agree."""
+    generator = np.random.default_rng(seed)
+    order = generator.permuted(np.tile(np.arange(STRATA), (NODES, 1)), axis=1)
+    probs = np.array([0.6, 0.25, 0.08, 0.05, 0.02])[order]
+    signal = generator.normal(size=probs.shape)
+    odd = generator.random(NODES) < share
+    level = np.repeat(generator.normal(1.5, 0.7, size=(NODES, 1)), STRATA, axis=1)
+    level -= np.where((order == 3) & odd[:, None], generator.uniform(1.0, 4.0, size=(NODES, 1)), 0.0)
+    success = expit(level)
+    counts = np.full(probs.shape, count)
+    return success, odd, order, probs, signal, StratumOutcomes(generator.binomial(counts, success), counts, np.full(probs.shape, np.nan))
+
+
+def test_nodes_with_one_odd_token_are_learned_and_it_is_found():
+    success, odd, order, probs, signal, outcomes = slips()
+    likelihood = likelihood_of(outcomes, signal, probs)
+    prior = fit_node_prior(likelihood)
+    # an odd token that is off by a logit is told from none by a dozen outcomes at one node of three or so
+    assert 0.2 < prior.odd_share < 0.5
+    sources = [np.random.default_rng([2, i]) for i in range(NODES)]
+    draws = draw_success(prior, likelihood, outcomes, np.ones(signal.shape), 199, sources).success[:, odd]
+    low, high = np.sort(draws, axis=0)[[9, 189]]
+    covered = np.mean((low <= success[odd]) & (success[odd] <= high))
+    # 320 nodes with a common centre each: four standard errors are .067; the prior's finite strength, where theirs is infinite, widens
+    assert covered > 0.9 - 0.067
+    slip = order[odd] == 3
+    gap = np.mean(draws, axis=0)[slip] - (np.sum(np.mean(draws, axis=0), axis=1) - np.mean(draws, axis=0)[slip]) / (STRATA - 1)
+    assert np.mean(gap < 0) > 0.97
+
+
+def test_a_node_without_outcomes_has_the_odd_tokens_of_the_others():
+    _, _, _, probs, signal, outcomes = slips()
+    prior = fit_node_prior(likelihood_of(outcomes, signal, probs))
+    nothing = StratumOutcomes(np.zeros((1, STRATA), dtype=int), np.zeros((1, STRATA), dtype=int), np.full((1, STRATA), np.nan))
+    own = np.array([[0.6, 0.25, 0.08, 0.05, 0.02]])
+    draws = draw_success(
+        prior, likelihood_of(nothing, np.zeros((1, STRATA)), own), nothing, np.ones((1, STRATA)), 2000, [np.random.default_rng(0)]
+    )
+    lowest = np.argmin(draws.success[:, 0], axis=1)
+    # tokens of .05 and .08 are in one group of probabilities, and the odd ones in it; at the other nodes each of five is the lowest as often
+    assert np.mean((lowest == 2) | (lowest == 3)) > 0.6
+
+
+def test_without_a_node_the_prior_is_where_the_search_begins():
+    empty = np.zeros((0, STRATA))
+    prior = fit_node_prior(likelihood_of(StratumOutcomes(empty, empty, empty), empty))
+    assert prior.along.sum() + prior.odd_share == pytest.approx(1.0, rel=1e-12)
+    assert prior.along[signal_prior.SAME].sum() == pytest.approx(node_prior._SAME_AT_FIRST, rel=1e-12)
+    np.testing.assert_allclose(prior.slopes, prior.slopes[::-1], rtol=1e-12)
