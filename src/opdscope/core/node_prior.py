@@ -8,7 +8,7 @@ where one token is unlike all others (:mod:`opdscope.core.odd_token`). How often
 # pyproject.toml says the same for all modules, but strict mode overrides it; scipy's functions used here are typed ufuncs
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -107,29 +107,35 @@ def fit_node_prior(likelihood: NodeLikelihood) -> NodePrior:
         >>> bool(prior.slopes[8:10].sum() > 0.9)
         True
     """
-    shape = signal_prior.SHAPE
-    pairs, values = (
-        np.full(shape[:2], (1.0 - _SAME_AT_FIRST - _ODD_AT_FIRST) / (shape[0] * shape[1] - 1)),
-        np.full(shape[2], 1.0 / shape[2]),
-    )
+    pairs = np.full(signal_prior.SHAPE[:2], (1.0 - _SAME_AT_FIRST - _ODD_AT_FIRST) / (signal_prior.SHAPE[0] * signal_prior.SHAPE[1] - 1))
     pairs[SAME] = _SAME_AT_FIRST
-    odd, share = OddPrior.even(), _ODD_AT_FIRST
+    prior = NodePrior(np.repeat(pairs[..., None], len(VALUES), axis=2) / len(VALUES), _ODD_AT_FIRST, OddPrior.even())
     for _ in range(_STEPS // _STEPS_A_CHOICE if len(likelihood.along) else 0):
-        chances = likelihood.odd.chances(odd)
+        chances = likelihood.odd.chances(prior.odd)
         of_odd = likelihood.odd.total(chances)
-        evidence = np.ones(len(of_odd))
         for _ in range(_STEPS_A_CHOICE):
-            joint, joint_odd = (pairs[..., None] * values).astype(np.float32).ravel(), (share * odd.cells).astype(np.float32).ravel()
-            evidence = likelihood.along @ joint + of_odd @ joint_odd
-            inverse = 1.0 / evidence
-            along = (joint * (inverse @ likelihood.along)).reshape(shape).astype(np.float64)
-            expected = (joint_odd * (inverse @ of_odd)).reshape(odd_token.SHAPE).astype(np.float64)
-            pairs, values = along.sum(axis=2) + _ADDED, along.sum(axis=(0, 1)) + _ADDED
-            share = float(expected.sum()) + odd_token.ADDED
-            total = pairs.sum() + share
-            pairs, values, share, odd = pairs / total, values / values.sum(), share / total, odd.updated(expected)
-        odd = likelihood.odd.learned_weights(odd, chances, share, evidence)
-    return NodePrior(pairs[..., None] * values, share, odd)
+            prior = _step(prior, likelihood.along, of_odd)
+        odd = likelihood.odd.learned_weights(prior.odd, chances, prior.odd_share, _evidence(prior, likelihood.along, of_odd))
+        prior = replace(prior, odd=odd)
+    return prior
+
+
+def _step(prior: NodePrior, along: Float[np.ndarray, "node cell"], odd: Float[np.ndarray, "node odd_cell"]) -> NodePrior:
+    """One step of expectation maximisation: slopes go with strengths, and values with neither."""
+    inverse = 1.0 / _evidence(prior, along, odd)
+    expected = prior.along * (inverse @ along).reshape(signal_prior.SHAPE)
+    expected_odd = prior.odd_share * prior.odd.cells * (inverse @ odd).reshape(odd_token.SHAPE)
+    pairs, values = expected.sum(axis=2) + _ADDED, expected.sum(axis=(0, 1)) + _ADDED
+    share = float(expected_odd.sum()) + odd_token.ADDED
+    total = float(pairs.sum()) + share
+    return NodePrior((pairs / total)[..., None] * (values / values.sum()), share / total, prior.odd.updated(expected_odd))
+
+
+def _evidence(
+    prior: NodePrior, along: Float[np.ndarray, "node cell"], odd: Float[np.ndarray, "node odd_cell"]
+) -> Float[np.ndarray, "node"]:
+    """Likelihood of each node under the whole prior."""
+    return along @ prior.along.astype(np.float32).ravel() + odd @ (prior.odd_share * prior.odd.cells).astype(np.float32).ravel()
 
 
 @dataclass(frozen=True)

@@ -135,19 +135,10 @@ class OddLikelihood:
             scale = np.sum(readiness[k] * prior.weights[self.group][..., None], axis=1)
             per_unit = posterior.sum(axis=1) / np.maximum(scale, 1e-300)
             offered += np.einsum("nkb,nb->nk", readiness[k], per_unit)
-        of_group = (np.bincount(self.group.ravel(), amount.ravel(), minlength=count) for amount in (chosen, offered))
-        number, room = of_group
+        number, room = (np.bincount(self.group.ravel(), amount.ravel(), minlength=count) for amount in (chosen, offered))
         # as if one token of each group had been offered together, and each been chosen equally often
         weights = (number + _ADDED_CHOICE) / (room + _ADDED_CHOICE * count)
         return OddPrior(prior.cells, weights / weights.sum())
-
-    def _readiness(self) -> Float[np.ndarray, "side node stratum lean"]:
-        push = np.array([-1.0, 1.0])[:, None, None, None] * LEANS * self.signal[..., None]
-        return np.where(self.possible[..., None], np.exp(push), 0.0)
-
-    def _sides(self) -> tuple[Float[np.ndarray, "node stratum half value strength"], Float[np.ndarray, "node stratum half value strength"]]:
-        half = len(_SIZES)
-        return self.parts[:, :, :half], self.parts[:, :, half:]
 
     def draw_odd(
         self,
@@ -166,6 +157,14 @@ class OddLikelihood:
         centres = np.repeat(level[:, None], posterior.shape[1], axis=1)
         centres[np.arange(len(cell)), odd] += OFFSETS[offset] * np.exp(source.uniform(-0.35, 0.35, len(cell)))
         return centres, ODD_STRENGTHS[strength]
+
+    def _readiness(self) -> Float[np.ndarray, "side node stratum lean"]:
+        push = np.array([-1.0, 1.0])[:, None, None, None] * LEANS * self.signal[..., None]
+        return np.where(self.possible[..., None], np.exp(push), 0.0)
+
+    def _sides(self) -> tuple[Float[np.ndarray, "node stratum half value strength"], Float[np.ndarray, "node stratum half value strength"]]:
+        half = len(_SIZES)
+        return self.parts[:, :, :half], self.parts[:, :, half:]
 
 
 def odd_logs(
