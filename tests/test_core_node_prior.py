@@ -6,6 +6,7 @@ from scipy.special import expit
 
 from opdscope.core import node_prior, signal_prior
 from opdscope.core.node_prior import NodeLikelihood, draw_success, fit_node_prior
+from opdscope.core.stratum_tables import STRENGTHS
 from opdscope.core.success import StratumOutcomes
 
 NODES, STRATA, COUNT = 800, 5, 12
@@ -94,6 +95,18 @@ def test_a_node_without_outcomes_has_the_odd_tokens_of_the_others():
     lowest = np.argmin(draws.success[:, 0], axis=1)
     # tokens of .05 and .08 are in one group of probabilities, and the odd ones in it; at the other nodes each of five is the lowest as often
     assert np.mean((lowest == 2) | (lowest == 3)) > 0.6
+
+
+def test_how_tokens_of_the_tail_differ_beside_an_odd_one_is_left_open():
+    _, _, _, probs, signal, outcomes = slips()
+    prior = fit_node_prior(likelihood_of(outcomes, signal, probs))
+    surely = StratumOutcomes(np.array([[150, 150, 0, 150, 150]]), np.full((1, STRATA), 200), np.full((1, STRATA), np.nan))
+    own, count = np.array([[0.6, 0.25, 0.08, 0.05, 0.02]]), 2000
+    likelihood = likelihood_of(surely, np.zeros((1, STRATA)), own)
+    strength = draw_success(prior, likelihood, surely, np.ones((1, STRATA)), count, [np.random.default_rng(0)]).strength
+    shares = np.array([np.mean(strength == own) for own in STRENGTHS])
+    # ten strengths, each as often; four binomial standard errors, and a percent for draws without an odd token
+    assert np.all(np.abs(shares[:-1] - 0.1) < 4 * np.sqrt(0.09 / count) + 0.01)
 
 
 def test_without_a_node_the_prior_is_where_the_search_begins():

@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "success is expected to go against a teacher's signal",
         "core/signal_prior.py",
-        "centre = VALUES + SLOPES[:, None] * signal",
-        "centre = VALUES - SLOPES[:, None] * signal",
+        "moved = signal[part, j, None] * SLOPES / _STEP",
+        "moved = -signal[part, j, None] * SLOPES / _STEP",
         "core_signal_prior core_node_prior core_coverage",
     ),
     Mutation(
@@ -246,6 +246,13 @@ MUTATIONS = (
         "core/node_prior.py",
         "(prior.odd_share * prior.odd.cells)",
         "(0.0 * prior.odd.cells)",
+        "core_node_prior",
+    ),
+    Mutation(
+        "tokens of the tail are as alike as the others of an odd one",
+        "core/node_prior.py",
+        "source.choice(STRENGTHS[:-1], int(is_odd.sum()))",
+        "STRENGTHS[8] * np.ones(int(is_odd.sum()))",
         "core_node_prior",
     ),
     Mutation(

@@ -8,6 +8,7 @@ import pyarrow as pa
 from page import Section, fixed
 from targeted import OBJECTIVE, PER_NODE, WIDTH, make_config
 
+from opdscope.config import Config
 from opdscope.core.alignment import alignment_score, gain, natural_alignment, natural_gain, teacher_advantage
 from opdscope.core.divergences import signal_of
 from opdscope.core.gradients import distillation_gradient
@@ -21,7 +22,7 @@ from opdscope.models.packaged import resolve_model
 from opdscope.models.transformers import LanguageModel, load_language_model
 from opdscope.pipeline.strata import stratum_signals
 from opdscope.records import Outcome
-from opdscope.summary.nodes import NodeArrays, measure_nodes, node_posterior
+from opdscope.summary.nodes import NodeArrays, NodeMeasures, measure_nodes, node_posterior
 from opdscope.tasks.base import VerifierSpec
 from opdscope.tasks.chain import CHAIN
 from opdscope.tasks.verifiers import build_verifier
@@ -66,31 +67,41 @@ def study(num_nodes: int, repetitions: int) -> Section:
             signals += [{"node_id": node_id, **template} for template in templates]
     stacked = {name: np.array([s[name] for s in strata]) for name in strata[0]}
     outcomes = StratumOutcomes(stacked["num_correct"], stacked["num_verified"], stacked["terminal"])
-    arrays, config = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes), make_config()
-    measures = measure_nodes({"node_signals": pa.Table.from_pylist(signals)}, arrays, node_posterior({}, arrays, config), config)
+    nodes_of_all, config = NodeArrays(rows, stacked["probs"], stacked["squared"], stacked["is_tail"], outcomes), make_config()
+    runs = [_run(nodes_of_all, signals, np.arange(num_nodes) * repetitions + k, config) for k in range(repetitions)]
     table: list[list[Any]] = []
     checks: list[tuple[str, bool]] = []
-    for own in measures:
+    for k, teacher in enumerate(TEACHERS):
         for name in PER_NODE:
-            exact = np.repeat([_exact(node, own.teacher)[name] for node in nodes], repetitions)
-            value, low, high = getattr(own, name).T
-            held = np.mean((low <= exact) & (exact <= high))
-            table.append([own.teacher, name.replace("_", " "), *(fixed(float(v), 4) for v in (exact.mean(), value.mean())), f"{held:.1%}"])
+            exact = np.array([_exact(node, teacher)[name] for node in nodes])[:, None]
+            value, low, high = np.stack([getattr(run[k], name) for run in runs], axis=1).transpose(2, 0, 1)
+            miss = np.maximum(low - exact, exact - high)
+            means = (fixed(float(v), 4) for v in (exact.mean(), value.mean()))
+            table.append([teacher, name.replace("_", " "), *means, f"{np.mean(miss <= 0):.1%}", fixed(float(np.median(miss[miss > 0])), 4)])
             if name in ("gain", "natural_gain", "advantage"):
-                error = np.sqrt(np.mean(np.var(value.reshape(len(nodes), repetitions), axis=1)) / len(value))
-                slack = np.mean([_slack(node, own.teacher)[name] for node in nodes])
+                error = np.sqrt(np.mean(np.var(value, axis=1)) / value.size)
+                slack = np.mean([_slack(node, teacher)[name] for node in nodes])
                 met = abs(value.mean() - exact.mean()) < 4 * error + slack
-                label = f"{own.teacher}: the mean {name.replace('_', ' ')} is the enumerated one"
+                label = f"{teacher}: the mean {name.replace('_', ' ')} is the enumerated one"
                 checks.append((f"{label} within 4 errors and what the bounds and the tail leave open", bool(met)))
     residual = max(node.truth.residual for node in nodes)
     text = (
-        f"`embedded:{STUDENT}`, a trained network, at {num_nodes} nodes of its task with {repetitions} measurements each, {CONTINUATIONS} sampled "
-        f"continuations a measurement. Truth: all responses from the node on, enumerated over the full vocabulary; at most {residual:.4f} of the "
-        "probability is left out, and counts half."
+        f"`embedded:{STUDENT}`, a trained network, at {num_nodes} nodes of its task, in {repetitions} runs that measure each of them once with "
+        f"{CONTINUATIONS} sampled continuations. Truth: all responses from the node on, enumerated over the full vocabulary; at most "
+        f"{residual:.4f} of the probability is left out, and counts half. Cosines lie near 1 at nearly all of these nodes, and intervals of a prior that is learned from so "
+        "few nodes miss them by little: *miss* is the median distance of those that do not hold the truth."
     )
-    return Section(
-        "Nodes of a real network, enumerated", text, ["teacher", "number", "enumerated", "mean estimate", "coverage at 90 %"], table, checks
+    columns = ["teacher", "number", "enumerated", "mean estimate", "coverage at 90 %", "miss"]
+    return Section("Nodes of a real network, enumerated", text, columns, table, checks)
+
+
+def _run(nodes: NodeArrays, signals: list[dict[str, Any]], index: np.ndarray, config: Config) -> list[NodeMeasures]:
+    """The summary's numbers of a run of these nodes, teachers in order."""
+    own = NodeArrays(
+        [nodes.rows[i] for i in index], nodes.probs[index], nodes.squared_probs[index], nodes.is_tail[index], nodes.outcomes.at(index)
     )
+    templates = [signals[i * len(TEACHERS) + k] for i in index for k in range(len(TEACHERS))]
+    return measure_nodes({"node_signals": pa.Table.from_pylist(templates)}, own, node_posterior({}, own, config), config)
 
 
 def _find_nodes(student: LanguageModel, others: dict[str, LanguageModel], count: int) -> list[_Node]:

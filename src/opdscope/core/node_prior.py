@@ -147,7 +147,7 @@ class SuccessDraws:
     slope: Float[np.ndarray, "draw node"]
     """In logits of success per unit of the signal; 0 where there is an odd token."""
     strength: Float[np.ndarray, "draw node"]
-    """In continuations; may be infinite."""
+    """Of the prior of a token within the tail, in continuations; may be infinite."""
 
 
 def draw_success(
@@ -194,4 +194,6 @@ def draw_success(
         missed = outcomes.num_verified[i] - outcomes.num_correct[i]
         drawn = source.beta(total * centre + outcomes.num_correct[i], total * (1.0 - centre) + missed)
         found[:, i] = np.where(sharp, centre, drawn)
+        # the tail was not asked for the odd token, and may hold it: how its tokens differ, nothing tells
+        strengths[is_odd, i] = source.choice(STRENGTHS[:-1], int(is_odd.sum()))
     return SuccessDraws(np.where(np.isnan(outcomes.terminal), found, outcomes.terminal), slopes, strengths)

@@ -32,6 +32,15 @@ _LARGEST = 5.0
 """Of a signal, in its root mean square: further out nothing tells whether slopes go on."""
 
 
+_STEP = CENTRES[1] - CENTRES[0]
+"""Of the table of likelihoods; two make a step of `VALUES`."""
+
+_MOST = int(np.ceil(np.max(SLOPES) * _LARGEST / _STEP)) + 1
+"""Steps that a slope moves a centre at most, and one more to interpolate."""
+
+_FIRST = _MOST + int(np.round((VALUES[0] - CENTRES[0]) / _STEP))
+"""Where the lowest value lies in a table that goes on by so much."""
+
 _NODES_AT_ONCE = 32
 """What is added up for so many stays in a processor's cache."""
 
@@ -69,19 +78,28 @@ def signal_logs(
     if signal.shape != num_tokens.shape:
         raise ShapeError(f"expected the same nodes and strata, found {signal.shape} and {num_tokens.shape}")
     table, index = tabulate(outcomes, num_tokens, STRENGTHS)
-    rises = np.diff(table, axis=1, append=table[:, -1:]).reshape(-1, len(STRENGTHS))
-    table = table.reshape(-1, len(STRENGTHS))
+    # a slope moves all values alike: every node, stratum and slope takes one run of rows, each second row of the table
+    windows = _runs_of_values(table)
     tells = np.isnan(outcomes.terminal) & (outcomes.num_verified > 0)
-    logs = np.zeros((len(signal), len(SLOPES), len(VALUES), len(STRENGTHS)), dtype=np.float32)
+    logs = np.zeros((len(signal), len(SLOPES), len(VALUES) * len(STRENGTHS)), dtype=np.float32)
     for start in range(0, len(signal), _NODES_AT_ONCE):
         part = slice(start, start + _NODES_AT_ONCE)
         for j in np.flatnonzero(tells[part].any(axis=0)).tolist():
-            centre = VALUES + SLOPES[:, None] * signal[part, j, None, None]
-            place = np.clip((centre - CENTRES[0]) / (CENTRES[1] - CENTRES[0]), 0.0, len(CENTRES) - 1.001)
-            below = place.astype(np.int64)
-            row = index[part, j, None, None] * len(CENTRES) + below
-            above = rises[row]
-            above *= (place - below).astype(np.float32)[..., None]
-            logs[part] += table[row]
-            logs[part] += above
-    return logs
+            moved = signal[part, j, None] * SLOPES / _STEP
+            below = np.floor(moved).astype(np.int64)
+            share = (moved - below).astype(np.float32)[..., None]
+            for place, weight in ((_FIRST + below, 1.0 - share), (_FIRST + below + 1, share)):
+                rows = windows[index[part, j, None], place % 2, place // 2]
+                rows *= weight
+                logs[part] += rows
+    return logs.reshape(len(signal), len(SLOPES), len(VALUES), len(STRENGTHS))
+
+
+def _runs_of_values(table: Float[np.ndarray, "row centre strength"]) -> Float[np.ndarray, "row 2 place cell"]:
+    """Log-likelihoods at all of `VALUES` from every place of the table on, which goes on at both ends as it ends; even places and odd ones."""
+    longer = np.pad(table, ((0, 0), (_MOST, _MOST + 1), (0, 0)), mode="edge")
+    half = longer.shape[1] // 2
+    by_parity = (
+        longer[:, : 2 * half].reshape(len(table), half, 2, len(STRENGTHS)).swapaxes(1, 2).reshape(len(table), 2, half * len(STRENGTHS))
+    )
+    return np.lib.stride_tricks.sliding_window_view(by_parity, len(VALUES) * len(STRENGTHS), axis=2)[:, :, :: len(STRENGTHS)]
