@@ -88,8 +88,8 @@ def study(num_nodes: int, repetitions: int) -> Section:
     text = (
         f"`embedded:{STUDENT}`, a trained network, at {num_nodes} nodes of its task, in {repetitions} runs that measure each of them once with "
         f"{CONTINUATIONS} sampled continuations. Truth: all responses from the node on, enumerated over the full vocabulary; at most "
-        f"{residual:.4f} of the probability is left out, and counts half. Cosines lie near 1 at nearly all of these nodes, and intervals of a prior that is learned from so "
-        "few nodes miss them by little: *miss* is the median distance of those that do not hold the truth."
+        f"{residual:.4f} of the probability is left out, and counts half. Cosines lie near 1 at nearly all of these nodes, and intervals of a prior "
+        "that is learned from so few nodes miss them by little: *miss* is the median distance of those that do not hold the truth."
     )
     columns = ["teacher", "number", "enumerated", "mean estimate", "coverage at 90 %", "miss"]
     return Section("Nodes of a real network, enumerated", text, columns, table, checks)
