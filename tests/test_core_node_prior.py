@@ -8,6 +8,7 @@ from opdscope.core import node_prior, signal_prior
 from opdscope.core.node_prior import NodeLikelihood, draw_success, fit_node_prior
 from opdscope.core.stratum_tables import STRENGTHS
 from opdscope.core.success import StratumOutcomes
+from opdscope.errors import ShapeError
 
 NODES, STRATA, COUNT = 800, 5, 12
 
@@ -125,6 +126,26 @@ def test_a_node_without_outcomes_has_the_odd_tokens_of_the_others():
     lowest = np.argmin(draws.success[:, 0], axis=1)
     # tokens of .05 and .08 are in one group of probabilities, and the odd ones in it; at the other nodes each of five is the lowest as often
     assert np.mean((lowest == 2) | (lowest == 3)) > 0.6
+
+
+def test_nodes_that_can_have_no_odd_token_do_not_lower_the_share_of_those_that_have_one():
+    _, _, _, probs, signal, outcomes = slips()
+    alone = fit_node_prior(likelihood_of(outcomes, signal, probs))
+    known = np.repeat(np.array([[np.nan] * STRATA, [1.0] * STRATA]), NODES, axis=0)
+    both = StratumOutcomes(np.tile(outcomes.num_correct, (2, 1)), np.tile(outcomes.num_verified, (2, 1)), known)
+    among = fit_node_prior(likelihood_of(both, np.tile(signal, (2, 1)), np.tile(probs, (2, 1))))
+    # the settled ones tell of nothing; the search, which begins at none, comes as far
+    assert among.odd_share == pytest.approx(alone.odd_share, rel=0.02)
+
+
+def test_inputs_of_unequal_shape_are_refused_and_no_node_is_fine():
+    outcomes = StratumOutcomes(np.zeros((2, 3)), np.zeros((2, 3)), np.full((2, 3), np.nan))
+    with pytest.raises(ShapeError, match="same nodes and strata"):
+        NodeLikelihood.of(outcomes, np.zeros((2, 3)), np.ones((2, 3)), np.ones((1, 3)), np.zeros((2, 3), dtype=bool))
+    empty = np.zeros((0, 3))
+    nothing = StratumOutcomes(empty, empty, empty)
+    likelihood = NodeLikelihood.of(nothing, empty, empty, empty, empty.astype(bool))
+    assert draw_success(fit_node_prior(likelihood), likelihood, nothing, empty, 5, []).success.shape == (5, 0, 3)
 
 
 def test_how_tokens_of_the_tail_differ_beside_an_odd_one_is_left_open():

@@ -256,10 +256,17 @@ MUTATIONS = (
         "core_node_prior",
     ),
     Mutation(
+        "nodes that can have no odd token count as nodes without one",
+        "core/node_prior.py",
+        "float(np.sum(likelihood.odd.possible.any(axis=1)))",
+        "float(len(of_odd))",
+        "core_node_prior",
+    ),
+    Mutation(
         "odd tokens are as frequent as the search begins with",
         "core/node_prior.py",
-        "share = float(expected_odd.sum()) + odd_token.ADDED",
-        "share = _ODD_AT_FIRST * len(odd)",
+        "share = (float(expected_odd.sum()) + odd_token.ADDED) / number",
+        "share = _ODD_AT_FIRST",
         "core_node_prior",
     ),
     Mutation(

@@ -19,6 +19,7 @@ from opdscope.core.odd_token import OddLikelihood, OddPrior
 from opdscope.core.signal_prior import SAME, SLOPES, VALUES
 from opdscope.core.stratum_tables import STRENGTHS
 from opdscope.core.success import StratumOutcomes
+from opdscope.errors import ShapeError
 
 _ADDED, _STEPS = 0.1, 100
 """Nodes added to every cell, and steps of expectation maximisation."""
@@ -59,11 +60,13 @@ class NodeLikelihood:
         Raises:
             ShapeError: If shapes differ.
         """
+        if not outcomes.num_correct.shape == probs.shape == is_tail.shape:
+            raise ShapeError(f"expected the same nodes and strata, found {outcomes.num_correct.shape}, {probs.shape} and {is_tail.shape}")
         possible = (probs > 1e-9) & np.isnan(outcomes.terminal) & ~is_tail
         along = signal_prior.signal_logs(outcomes, signal, num_tokens).swapaxes(2, 3).reshape(len(signal), int(np.prod(signal_prior.SHAPE)))
         odd = odd_token.odd_logs(outcomes, num_tokens, possible)
         largest = np.maximum(along.max(axis=1, initial=-np.inf), odd.max(axis=(1, 2, 3, 4), initial=-np.inf))
-        parts = np.exp(odd - largest[:, None, None, None, None])
+        parts = np.ascontiguousarray(np.exp(odd - largest[:, None, None, None, None]))
         return NodeLikelihood(np.exp(along - largest[:, None]), OddLikelihood(parts, signal, odd_token.probability_group(probs), possible))
 
 
@@ -74,7 +77,7 @@ class NodePrior:
     along: Float[np.ndarray, "slope strength value"]
     """Share of nodes in each cell along the signal."""
     odd_share: float
-    """Share of nodes with an odd token; with the cells it sums to one."""
+    """Share of nodes with an odd token among those that can have one; with the cells it sums to one."""
     odd: OddPrior
     """What they are like."""
 
@@ -114,21 +117,23 @@ def fit_node_prior(likelihood: NodeLikelihood) -> NodePrior:
         chances = likelihood.odd.chances(prior.odd)
         of_odd = likelihood.odd.total(chances)
         for _ in range(_STEPS_A_CHOICE):
-            prior = _step(prior, likelihood.along, of_odd)
+            prior = _step(prior, likelihood, of_odd)
         odd = likelihood.odd.learned_weights(prior.odd, chances, prior.odd_share, _evidence(prior, likelihood.along, of_odd))
         prior = replace(prior, odd=odd)
     return prior
 
 
-def _step(prior: NodePrior, along: Float[np.ndarray, "node cell"], odd: Float[np.ndarray, "node odd_cell"]) -> NodePrior:
+def _step(prior: NodePrior, likelihood: NodeLikelihood, of_odd: Float[np.ndarray, "node odd_cell"]) -> NodePrior:
     """One step of expectation maximisation: slopes go with strengths, and values with neither."""
-    inverse = 1.0 / _evidence(prior, along, odd)
-    expected = prior.along * (inverse @ along).reshape(signal_prior.SHAPE)
-    expected_odd = prior.odd_share * prior.odd.cells * (inverse @ odd).reshape(odd_token.SHAPE)
+    inverse = 1.0 / _evidence(prior, likelihood.along, of_odd)
+    expected = prior.along * (inverse @ likelihood.along).reshape(signal_prior.SHAPE)
+    expected_odd = prior.odd_share * prior.odd.cells * (inverse @ of_odd).reshape(odd_token.SHAPE)
     pairs, values = expected.sum(axis=2) + _ADDED, expected.sum(axis=(0, 1)) + _ADDED
-    share = float(expected_odd.sum()) + odd_token.ADDED
-    total = float(pairs.sum()) + share
-    return NodePrior((pairs / total)[..., None] * (values / values.sum()), share / total, prior.odd.updated(expected_odd))
+    # nodes that can have no odd token do not tell how many of the others have one
+    number = float(np.sum(likelihood.odd.possible.any(axis=1))) + odd_token.ADDED + _ADDED * pairs.size
+    share = (float(expected_odd.sum()) + odd_token.ADDED) / number
+    along = (pairs / pairs.sum())[..., None] * (values / values.sum())
+    return NodePrior((1.0 - share) * along, share, prior.odd.updated(expected_odd))
 
 
 def _evidence(

@@ -84,7 +84,7 @@ class OddLikelihood:
     """Of the outcomes of nodes, should one of their strata be the odd one."""
 
     parts: Float[np.ndarray, "node stratum offset value strength"]
-    """By which it is; zero for a stratum that cannot be: the tail, whose tokens may differ, and what was not sampled."""
+    """By which it is; zero for a stratum that cannot be: the tail, whose tokens may differ, a token that ends the response, one of no probability."""
     signal: Float[np.ndarray, "node stratum"]
     """The teacher's, scaled."""
     group: Int[np.ndarray, "node stratum"]
@@ -99,10 +99,8 @@ class OddLikelihood:
 
     def total(self, chances: Float[np.ndarray, "side node stratum lean"]) -> Float[np.ndarray, "node cell"]:
         """Likelihood in every cell of the grid, whichever stratum is the odd one."""
-        nodes, strata = self.signal.shape
-        sides = self._sides()
-        by_side = [np.matmul(own.reshape(nodes, strata, -1).swapaxes(1, 2), chances[k].astype(np.float32)) for k, own in enumerate(sides)]
-        return np.concatenate([side.reshape(nodes, -1) for side in by_side], axis=1)
+        by_side = [np.matmul(own.swapaxes(1, 2), chances[k].astype(np.float32)) for k, own in enumerate(self._sides())]
+        return np.concatenate(by_side, axis=1).reshape(len(self.signal), int(np.prod(SHAPE)))
 
     def learned_weights(
         self, prior: OddPrior, chances: Float[np.ndarray, "side node stratum lean"], share: float, evidence: Float[np.ndarray, "node"]
@@ -123,14 +121,12 @@ class OddLikelihood:
         References:
             Hunter (2004), MM algorithms for generalized Bradley-Terry models.
         """
-        nodes, strata = self.signal.shape
         half = len(_SIZES)
         readiness, count = self._readiness(), len(prior.weights)
-        chosen, offered = np.zeros((nodes, strata)), np.zeros((nodes, strata))
+        chosen, offered = np.zeros((2, *self.signal.shape))
         for k, own in enumerate(self._sides()):
             cells = share * prior.cells[k * half : (k + 1) * half].reshape(-1, len(LEANS))
-            posterior = own.reshape(nodes * strata, -1) @ cells.astype(np.float32)
-            posterior = posterior.reshape(nodes, strata, -1) * chances[k] / evidence[:, None, None]
+            posterior = (own @ cells.astype(np.float32)) * chances[k] / evidence[:, None, None]
             chosen += posterior.sum(axis=-1)
             scale = np.sum(readiness[k] * prior.weights[self.group][..., None], axis=1)
             per_unit = posterior.sum(axis=1) / np.maximum(scale, 1e-300)
@@ -162,9 +158,10 @@ class OddLikelihood:
         push = np.array([-1.0, 1.0])[:, None, None, None] * LEANS * self.signal[..., None]
         return np.where(self.possible[..., None], np.exp(push), 0.0)
 
-    def _sides(self) -> tuple[Float[np.ndarray, "node stratum half value strength"], Float[np.ndarray, "node stratum half value strength"]]:
-        half = len(_SIZES)
-        return self.parts[:, :, :half], self.parts[:, :, half:]
+    def _sides(self) -> Float[np.ndarray, "side node stratum cell"]:
+        """Below and above the others; cells are those of difference, value and strength."""
+        nodes, strata = self.signal.shape
+        return self.parts.reshape(nodes, strata, 2, int(np.prod(SHAPE[:3])) // 2).transpose(2, 0, 1, 3)
 
 
 def odd_logs(

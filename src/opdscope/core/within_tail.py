@@ -61,9 +61,9 @@ def draw_cosines(
     Notes:
         The tail counts as K tokens of equal probability with success :math:`\bar S + \beta (f_k - \bar f) + \varepsilon_k`. The slope is the
         prior's, :math:`\beta = b \bar S (1 - \bar S)` per unit, the variance of ε that of one token of the prior,
-        :math:`\bar S (1 - \bar S) / (\kappa + 1)`; over K tokens its spread is drawn from a gamma and its correlation with the signal from
-        that of a random direction in K − 1 dimensions. How much the signal varies there is what its variance over the vocabulary leaves beside
-        that between strata.
+        :math:`\bar S (1 - \bar S) / (\kappa + 1)`, with κ as drawn (beside an odd token, any); over K tokens its spread is drawn from a gamma and
+        its correlation with the signal from that of a random direction in K − 1 dimensions. How much the signal varies there is what its variance
+        over the vocabulary leaves beside that between strata.
     """
     p, tail = push.probs / push.probs.sum(axis=-1, keepdims=True), push.is_tail & (push.probs > 0)
     success = np.where(p > 0, draws.success, 0.0)
