@@ -244,8 +244,8 @@ MUTATIONS = (
     Mutation(
         "no draw has an odd token",
         "core/node_prior.py",
-        "(prior.odd_share * prior.odd.cells)",
-        "(0.0 * prior.odd.cells)",
+        "likelihood.odd.total(chances) * (prior.odd_share * prior.odd.cells)",
+        "likelihood.odd.total(chances) * (0.0 * prior.odd.cells)",
         "core_node_prior",
     ),
     Mutation(
