@@ -31,7 +31,6 @@ SAME = (len(SLOPES) // 2, len(STRENGTHS) - 1)
 _LARGEST = 5.0
 """Of a signal, in its root mean square: further out nothing tells whether slopes go on."""
 
-
 _STEP = CENTRES[1] - CENTRES[0]
 """Of the table of likelihoods; two make a step of `VALUES`."""
 
