@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from opdscope.core import node_prior, signal_prior
-from opdscope.core.node_prior import NodeLikelihood, draw_success, fit_node_prior
+from opdscope.core.node_prior import NodeLikelihood, NodeOutcomes, draw_success, fit_node_prior
 from opdscope.core.stratum_tables import STRENGTHS
 from opdscope.core.success import StratumOutcomes
 from opdscope.errors import ShapeError
@@ -25,7 +25,8 @@ def nodes(slope, strength, seed=0):
 
 def likelihood_of(outcomes, signal, probs=None):
     probs = np.full(signal.shape, 1.0 / STRATA) if probs is None else probs
-    return NodeLikelihood.of(outcomes, signal, np.ones(signal.shape), probs, np.zeros(signal.shape, dtype=bool))
+    told = NodeOutcomes.of(outcomes, np.ones(signal.shape), probs, np.zeros(signal.shape, dtype=bool))
+    return NodeLikelihood.of(told, signal)
 
 
 @pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
@@ -90,7 +91,7 @@ def foretold(learn_from, told, with_odd):
 
     def likelihood(outcomes, signal, probs):
         none = np.full(probs.shape, not with_odd)  # a tail is never the odd one
-        return NodeLikelihood.of(outcomes, signal, np.ones(probs.shape), probs, none)
+        return NodeLikelihood.of(NodeOutcomes.of(outcomes, np.ones(probs.shape), probs, none), signal)
 
     prior, own = fit_node_prior(likelihood(*learn_from)), likelihood(*told)
     of_odd = own.odd.total(own.odd.chances(prior.odd)) @ (prior.odd_share * prior.odd.cells).ravel()
@@ -141,10 +142,10 @@ def test_nodes_that_can_have_no_odd_token_do_not_lower_the_share_of_those_that_h
 def test_inputs_of_unequal_shape_are_refused_and_no_node_is_fine():
     outcomes = StratumOutcomes(np.zeros((2, 3)), np.zeros((2, 3)), np.full((2, 3), np.nan))
     with pytest.raises(ShapeError, match="same nodes and strata"):
-        NodeLikelihood.of(outcomes, np.zeros((2, 3)), np.ones((2, 3)), np.ones((1, 3)), np.zeros((2, 3), dtype=bool))
+        NodeOutcomes.of(outcomes, np.ones((2, 3)), np.ones((1, 3)), np.zeros((2, 3), dtype=bool))
     empty = np.zeros((0, 3))
     nothing = StratumOutcomes(empty, empty, empty)
-    likelihood = NodeLikelihood.of(nothing, empty, empty, empty, empty.astype(bool))
+    likelihood = NodeLikelihood.of(NodeOutcomes.of(nothing, empty, empty, empty.astype(bool)), empty)
     assert draw_success(fit_node_prior(likelihood), likelihood, nothing, empty, 5, []).success.shape == (5, 0, 3)
 
 

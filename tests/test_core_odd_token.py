@@ -6,7 +6,19 @@ from scipy.special import expit
 from scipy.stats import betabinom
 
 from opdscope.core import odd_token
-from opdscope.core.odd_token import LEANS, ODD_STRENGTHS, OFFSETS, SHAPE, VALUES, OddLikelihood, OddPrior, odd_logs, probability_group
+from opdscope.core.odd_token import (
+    LEANS,
+    ODD_STRENGTHS,
+    OFFSETS,
+    SHAPE,
+    VALUES,
+    OddLikelihood,
+    OddOutcomes,
+    OddPrior,
+    odd_logs,
+    probability_group,
+)
+from opdscope.core.stratum_tables import tabulate
 from opdscope.core.success import StratumOutcomes
 
 PROBS = np.array([[0.7, 0.2, 0.05, 0.04, 0.01]])
@@ -18,8 +30,7 @@ TOKENS = np.array([[1.0, 1.0, 1.0, 1.0, 3.0]])
 
 def likelihood(outcomes=OUTCOMES, signal=SIGNAL, tokens=TOKENS, probs=PROBS, is_tail=IS_TAIL):
     possible = (probs > 0) & ~is_tail
-    logs = odd_logs(outcomes, tokens, possible)
-    return OddLikelihood(np.exp(logs - logs.max(axis=(1, 2, 3, 4), keepdims=True)), signal, probability_group(probs), possible)
+    return OddLikelihood(OddOutcomes.of(tabulate(outcomes, tokens), probs, possible), signal, np.ones(len(signal)))
 
 
 def some_prior(seed=0):
@@ -29,7 +40,7 @@ def some_prior(seed=0):
 
 
 def test_likelihood_moves_the_centre_of_one_stratum():
-    logs = odd_logs(OUTCOMES, TOKENS, ~IS_TAIL)
+    logs = odd_logs(tabulate(OUTCOMES, TOKENS), ~IS_TAIL)
     assert np.all(np.isneginf(logs[:, 4]))  # the tail is no single token
     for stratum, offset, value, strength in ((0, 2, 5, 0), (1, 7, 3, 1), (3, 5, 8, 2)):
 
@@ -59,8 +70,9 @@ def test_chances_go_by_probability_and_signal():
 def test_a_node_that_can_have_no_odd_token_has_no_such_likelihood():
     outcomes = StratumOutcomes(np.array([[2, 0]]), np.array([[4, 0]]), np.array([[np.nan, 1.0]]))
     possible = np.zeros((1, 2), dtype=bool)
-    parts = np.exp(odd_logs(outcomes, np.ones((1, 2)), possible))
-    alone = OddLikelihood(parts, np.zeros((1, 2)), probability_group(np.array([[0.5, 0.5]])), possible)
+    told = OddOutcomes.of(tabulate(outcomes, np.ones((1, 2))), np.array([[0.5, 0.5]]), possible)
+    assert np.isneginf(told.largest[0])
+    alone = OddLikelihood(told, np.zeros((1, 2)), np.exp(told.largest))
     chances = alone.chances(OddPrior.even())
     assert np.all(alone.total(chances) == 0.0)
     learned = alone.learned_weights(OddPrior.even(), chances, 0.1, np.ones(1))
@@ -74,17 +86,18 @@ def test_the_whole_is_the_mean_over_which_token_it_is_and_draws_find_it():
     exact = np.zeros(SHAPE)
     for offset in range(SHAPE[0]):
         for stratum in range(5):
-            exact[offset] += own.parts[0, stratum, offset][..., None] * chances[int(OFFSETS[offset] > 0), 0, stratum]
+            exact[offset] += own.told.parts[0, stratum, offset][..., None] * chances[int(OFFSETS[offset] > 0), 0, stratum]
     np.testing.assert_allclose(total, exact, rtol=1e-4, atol=1e-7)
     cell = (8, 4, 1, 2)
     count = 20_000
-    centres, strength = own.draw_odd(0, chances, np.full(count, np.ravel_multi_index(cell, SHAPE)), np.random.default_rng(0))
-    assert np.all(strength == ODD_STRENGTHS[1])
-    common = np.median(centres, axis=1, keepdims=True)
-    assert np.all((centres == common).sum(axis=1) == 4)
-    assert np.all(np.abs(common - VALUES[4]) <= 0.5)
-    share = np.mean(centres != common, axis=0)
-    wanted = chances[1, 0, :, 2] * own.parts[0, :, 8, 4, 1]
+    numbers = np.random.default_rng(0).random((count, 3))
+    draws = own.draw_odd(np.zeros(count, dtype=int), chances, np.full(count, np.ravel_multi_index(cell, SHAPE)), numbers)
+    assert np.all(draws.strength == ODD_STRENGTHS[1])
+    assert np.all(np.abs(draws.level - VALUES[4]) <= 0.5)
+    # anywhere from the middle to the next difference, which is up to twice as large
+    assert np.all(np.abs(np.log(draws.offset / OFFSETS[8])) <= 0.35)
+    share = np.bincount(draws.token, minlength=5) / count
+    wanted = chances[1, 0, :, 2] * own.told.parts[0, :, 8, 4, 1]
     wanted = wanted / wanted.sum()
     assert np.all(np.abs(share - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / count) + 1e-12)
 

@@ -6,7 +6,7 @@ from scipy.special import expit
 from scipy.stats import betabinom
 
 from opdscope.core.signal_prior import SLOPES, VALUES, scaled_signal, signal_logs
-from opdscope.core.stratum_tables import STRENGTHS
+from opdscope.core.stratum_tables import STRENGTHS, tabulate
 from opdscope.core.success import StratumOutcomes
 from opdscope.errors import ShapeError
 
@@ -16,7 +16,7 @@ def test_the_likelihood_is_that_of_beta_binomial_outcomes():
     count = 40  # more than are added up at once
     signal, tokens = generator.normal(size=(count, 4)), np.array([[1.0, 1.0, 1.0, 3.0]] * count)
     outcomes = StratumOutcomes(generator.integers(0, 9, size=(count, 4)), np.full((count, 4), 8), np.full((count, 4), np.nan))
-    found = signal_logs(outcomes, signal, tokens)
+    found = signal_logs(tabulate(outcomes, tokens), signal)
     for node, slope, strength in ((0, 5, 3), (1, 2, 6), (39, 8, 9)):
         centre = expit(VALUES[:, None] + SLOPES[slope] * signal[node])
         total = tokens[node] * (STRENGTHS[strength] + 1) - 1
@@ -29,11 +29,12 @@ def test_the_likelihood_is_that_of_beta_binomial_outcomes():
 
 def test_outcomes_that_are_known_tell_nothing_of_the_prior():
     terminal = np.array([[np.nan, 1.0]])
-    some = signal_logs(StratumOutcomes(np.array([[3, 0]]), np.array([[5, 0]]), terminal), np.array([[0.4, 2.0]]), np.ones((1, 2)))
-    alone = signal_logs(StratumOutcomes(np.array([[3]]), np.array([[5]]), terminal[:, :1]), np.array([[0.4]]), np.ones((1, 1)))
+    some = signal_logs(tabulate(StratumOutcomes(np.array([[3, 0]]), np.array([[5, 0]]), terminal), np.ones((1, 2))), np.array([[0.4, 2.0]]))
+    single = tabulate(StratumOutcomes(np.array([[3]]), np.array([[5]]), terminal[:, :1]), np.ones((1, 1)))
+    alone = signal_logs(single, np.array([[0.4]]))
     np.testing.assert_allclose(some, alone, rtol=1e-5)
     with pytest.raises(ShapeError, match="same nodes and strata"):
-        signal_logs(StratumOutcomes(np.array([[3]]), np.array([[5]]), terminal[:, :1]), np.ones((1, 1)), np.ones((1, 2)))
+        signal_logs(single, np.ones((1, 2)))
 
 
 def test_a_signal_is_centred_and_has_one_unit_for_all_nodes():

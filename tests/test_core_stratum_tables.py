@@ -12,19 +12,21 @@ from opdscope.errors import ShapeError
 
 def test_likelihoods_are_those_of_beta_binomial_outcomes():
     correct, count, tokens = np.array([[3, 0, 5]]), np.array([[8, 4, 5]]), np.array([[1.0, 1.0, 3.0]])
-    table, index = tabulate(StratumOutcomes(correct, count, np.full((1, 3), np.nan)), tokens, STRENGTHS)
+    table = tabulate(StratumOutcomes(correct, count, np.full((1, 3), np.nan)), tokens)
     mean = expit(CENTRES)[:, None]
     for j in range(3):
         total = tokens[0, j] * (STRENGTHS[:-1] + 1.0) - 1.0
         exact = betabinom.logpmf(correct[0, j], count[0, j], total * mean, total * (1.0 - mean))
         exact = np.concatenate([exact, binom.logpmf(correct[0, j], count[0, j], mean)], axis=1)
         # the coefficient is the same everywhere; float32
-        np.testing.assert_allclose(table[index[0, j]] - table[index[0, j], 0, 0], exact - exact[0, 0], rtol=1e-5, atol=1e-5)
+        found = table.rows[table.index[0, j]]
+        np.testing.assert_allclose(found - found[0, 0], exact - exact[0, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_known_or_was_not_sampled_tells_nothing():
     outcomes = StratumOutcomes(np.array([[3, 0, 2]]), np.array([[5, 0, 4]]), np.array([[np.nan, np.nan, 1.0]]))
-    table, index = tabulate(outcomes, np.ones((1, 3)), STRENGTHS[3:5])
-    assert np.abs(table[index[0, 1:]]).max() == 0.0 < np.abs(table[index[0, 0]]).min()
+    table = tabulate(outcomes, np.ones((1, 3)))
+    assert table.tells.tolist() == [[True, False, False]]
+    assert np.abs(table.rows[table.index[0, 1:]]).max() == 0.0 < np.abs(table.rows[table.index[0, 0]]).min()
     with pytest.raises(ShapeError, match="same nodes and strata"):
-        tabulate(outcomes, np.ones((1, 2)), STRENGTHS)
+        tabulate(outcomes, np.ones((1, 2)))

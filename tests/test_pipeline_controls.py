@@ -18,7 +18,8 @@ from opdscope.pipeline.watching import Silent
 from opdscope.store import Run
 from opdscope.summary.evidence import read_foretold_kept
 from opdscope.summary.headline import summarize
-from opdscope.summary.nodes import node_scores, read_nodes
+from opdscope.summary.measures import node_scores
+from opdscope.summary.nodes import read_nodes
 
 NAMES = ("good", "random")
 SETTINGS: dict[str, Any] = {

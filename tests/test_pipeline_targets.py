@@ -16,7 +16,8 @@ from opdscope.pipeline import make_plan, rounds
 from opdscope.report.html.health import checks
 from opdscope.store import Run
 from opdscope.summary import summarize
-from opdscope.summary.nodes import measure_nodes, node_posterior, node_scores, planned_counts, read_nodes
+from opdscope.summary.measures import measure_nodes, node_scores
+from opdscope.summary.nodes import node_posterior, planned_counts, read_nodes
 from opdscope.summary.split import measure_split
 
 SMALL: dict[str, Any] = {

@@ -7,7 +7,8 @@ import pytest
 
 from opdscope.config import Config, same_entropy_name
 from opdscope.core.success import StratumOutcomes
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, central_interval
+from opdscope.summary.measures import NodeMeasures
+from opdscope.summary.nodes import NodeArrays, Posterior, central_interval
 from opdscope.summary.ranking import compare, verdicts
 from opdscope.summary.teachers import QuestionGains, null_of, summarize_targeted
 

@@ -27,7 +27,8 @@ from opdscope.models.exact import World
 from opdscope.store import Run
 from opdscope.summary.evidence import Evidence
 from opdscope.summary.foretelling import foretold_success, stratum_features
-from opdscope.summary.nodes import NodeArrays, Posterior, evident_posterior, measure_nodes, node_posterior, padded, read_nodes
+from opdscope.summary.measures import measure_nodes
+from opdscope.summary.nodes import NodeArrays, Posterior, evident_posterior, node_posterior, padded, read_nodes
 from opdscope.summary.paths import path_steps, read_links
 
 PER_CANDIDATE = 32

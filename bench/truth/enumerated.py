@@ -22,7 +22,8 @@ from opdscope.models.packaged import resolve_model
 from opdscope.models.transformers import LanguageModel, load_language_model
 from opdscope.pipeline.strata import stratum_signals
 from opdscope.records import Outcome
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, measure_nodes, node_posterior
+from opdscope.summary.measures import NodeMeasures, measure_nodes
+from opdscope.summary.nodes import NodeArrays, node_posterior
 from opdscope.tasks.base import VerifierSpec
 from opdscope.tasks.chain import CHAIN
 from opdscope.tasks.verifiers import build_verifier

@@ -32,7 +32,8 @@ from opdscope.core.success import StratumOutcomes
 from opdscope.models.exact import ReasoningWorld, TreeWorld, World
 from opdscope.models.exact.world import normalised
 from opdscope.pipeline.strata import stratum_signals
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior
+from opdscope.summary.measures import NodeMeasures, measure_nodes
+from opdscope.summary.nodes import NodeArrays, Posterior, node_posterior
 from opdscope.summary.teachers import summarize_targeted
 
 TEACHERS = ("good, noisy", "harmful, noisy", "random", "sharpened")
@@ -110,8 +111,9 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
     """Per-node intervals in both worlds and pooled ones in that of reasoning chains, at one budget."""
     config = make_config()
     questions, continuations = BUDGETS[budget]
-    bank = make_bank(ReasoningWorld(), config, num_questions, continuations, partial(_balanced, 30))
-    tree = make_bank(TreeWorld(), config, num_questions, continuations, partial(_as_drawn, 16))
+    # as in screening, questions that no constant of the package was chosen on
+    bank = make_bank(ReasoningWorld(seed=1), config, num_questions, continuations, partial(_balanced, 30))
+    tree = make_bank(TreeWorld(seed=1), config, num_questions, continuations, partial(_as_drawn, 16))
     node_rows: list[list[Any]] = []
     node_checks: list[tuple[str, bool]] = []
     for world, own in (("chains", bank), ("tree", tree)):
@@ -119,10 +121,11 @@ def coverage(budget: str, num_questions: int, repetitions: int) -> list[Section]
         node_rows += rows
         node_checks += checks
     few_draws = config.model_copy(update={"analysis": config.analysis.model_copy(update={"num_draws": 100})})
-    many = make_bank(ReasoningWorld(), few_draws, num_questions, continuations, partial(_balanced, POOLED_PATHS))
+    many = make_bank(ReasoningWorld(seed=1), few_draws, num_questions, continuations, partial(_balanced, POOLED_PATHS))
     pooled_rows, pooled_checks = _pooled(many, config, budget, questions, continuations, repetitions)
     text = (
         f"Nodes as the pipeline draws them by freedom, push and cost, {QUESTIONS_A_RUN} questions a run, one interval each; {band(4000)} "
+        "The questions are none that a setting of the prior was compared on. "
         f"Teachers: {', '.join(TEACHERS)}; "
         "lowest and highest over them. Intervals of the score and the natural alignment rest on an empirical-Bayes prior, and cover on average "
         "over nodes. "

@@ -92,8 +92,9 @@ def interval_reach(
     """
     count = len(values)
     centred = values - np.mean(values, axis=0)
-    spread = np.mean(centred**2, axis=0)
-    skewness = np.mean(centred**3, axis=0) / np.where(spread > 0, spread, 1.0) ** 1.5
+    squared = centred**2
+    spread = np.mean(squared, axis=0)
+    skewness = np.mean(squared * centred, axis=0) / np.where(spread > 0, spread, 1.0) ** 1.5
     by_chance = 6.0 * (count - 2) / ((count + 1) * (count + 3))
     known = np.sign(skewness) * np.sqrt(np.maximum(skewness**2 - by_chance, 0.0))
     slope, shift = known / (3.0 * np.sqrt(count)), known / (6.0 * np.sqrt(count))

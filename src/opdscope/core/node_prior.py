@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
 from opdscope.core import odd_token, signal_prior
-from opdscope.core.odd_token import OddLikelihood, OddPrior
+from opdscope.core.odd_token import OddLikelihood, OddOutcomes, OddPrior
 from opdscope.core.signal_prior import SAME, SLOPES, VALUES
-from opdscope.core.stratum_tables import STRENGTHS
+from opdscope.core.stratum_tables import STRENGTHS, StratumTable, tabulate
 from opdscope.core.success import StratumOutcomes
 from opdscope.errors import ShapeError
 
@@ -32,28 +32,28 @@ _SAME_AT_FIRST, _ODD_AT_FIRST = 0.9, 0.05
 
 
 @dataclass(frozen=True)
-class NodeLikelihood:
-    """Likelihood of each node's outcomes in every cell of the prior; the largest of a node is 1."""
+class NodeOutcomes:
+    """Outcomes of some nodes as the likelihood under every teacher takes them."""
 
-    along: Float[np.ndarray, "node cell"]
-    """In every cell of slope, strength and value."""
-    odd: OddLikelihood
+    table: StratumTable
+    """By stratum."""
+    odd: OddOutcomes
     """With one odd token."""
+    is_open: Bool[np.ndarray, "node stratum"]
+    """Whether a stratum has a probability and does not end the response, so that its success is unknown."""
 
     @staticmethod
     def of(
         outcomes: StratumOutcomes,
-        signal: Float[np.ndarray, "node stratum"],
         num_tokens: Float[np.ndarray, "node stratum"],
         probs: Float[np.ndarray, "node stratum"],
         is_tail: Bool[np.ndarray, "node stratum"],
-    ) -> "NodeLikelihood":
-        """Of these outcomes.
+    ) -> "NodeOutcomes":
+        """Of these.
 
         Args:
             outcomes: Outcomes, `node × stratum`.
-            signal: From :func:`opdscope.core.signal_prior.scaled_signal`.
-            num_tokens: Tokens that a stratum is worth, as in :func:`opdscope.core.stratum_tables.tabulate`.
+            num_tokens: From :func:`opdscope.core.stratum_tables.stratum_tokens`.
             probs: The student's probabilities.
             is_tail: Which stratum is the tail: several tokens, which are not odd together.
 
@@ -62,12 +62,41 @@ class NodeLikelihood:
         """
         if not outcomes.num_correct.shape == probs.shape == is_tail.shape:
             raise ShapeError(f"expected the same nodes and strata, found {outcomes.num_correct.shape}, {probs.shape} and {is_tail.shape}")
-        possible = (probs > 1e-9) & np.isnan(outcomes.terminal) & ~is_tail
-        along = signal_prior.signal_logs(outcomes, signal, num_tokens).swapaxes(2, 3).reshape(len(signal), int(np.prod(signal_prior.SHAPE)))
-        odd = odd_token.odd_logs(outcomes, num_tokens, possible)
-        largest = np.maximum(along.max(axis=1, initial=-np.inf), odd.max(axis=(1, 2, 3, 4), initial=-np.inf))
-        parts = np.ascontiguousarray(np.exp(odd - largest[:, None, None, None, None]))
-        return NodeLikelihood(np.exp(along - largest[:, None]), OddLikelihood(parts, signal, odd_token.probability_group(probs), possible))
+        table = tabulate(outcomes, num_tokens)
+        is_open = (probs > 0) & np.isnan(outcomes.terminal)
+        return NodeOutcomes(table, OddOutcomes.of(table, probs, is_open & (probs > 1e-9) & ~is_tail), is_open)
+
+    def at(self, part: Int[np.ndarray, "member"]) -> "NodeOutcomes":
+        """Of some of the nodes."""
+        return NodeOutcomes(self.table.at(part), self.odd.at(part), self.is_open[part])
+
+
+@dataclass(frozen=True)
+class NodeLikelihood:
+    """Likelihood of each node's outcomes in every cell of the prior, as one teacher sees them; the largest of a node is 1."""
+
+    along: Float[np.ndarray, "node cell"]
+    """In every cell of slope, strength and value."""
+    odd: OddLikelihood
+    """With one odd token."""
+    is_open: Bool[np.ndarray, "node stratum"]
+    """Whether a stratum's success is unknown."""
+
+    @staticmethod
+    def of(told: NodeOutcomes, signal: Float[np.ndarray, "node stratum"]) -> "NodeLikelihood":
+        """Of these outcomes.
+
+        Args:
+            told: The outcomes.
+            signal: The teacher's, from :func:`opdscope.core.signal_prior.scaled_signal`.
+
+        Raises:
+            ShapeError: If shapes differ.
+        """
+        along = signal_prior.signal_logs(told.table, signal).swapaxes(2, 3).reshape(len(signal), int(np.prod(signal_prior.SHAPE)))
+        largest = np.maximum(along.max(axis=1, initial=-np.inf), told.odd.largest)
+        along -= largest[:, None]
+        return NodeLikelihood(np.exp(along, out=along), OddLikelihood(told.odd, signal, np.exp(told.odd.largest - largest)), told.is_open)
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,8 @@ def fit_node_prior(likelihood: NodeLikelihood) -> NodePrior:
         >>> success = expit(signal)  # a slope of one
         >>> outcomes = StratumOutcomes(rng.binomial(20, success), np.full((400, 4), 20), np.full((400, 4), np.nan))
         >>> probs, no_tail = np.full((400, 4), 0.25), np.zeros((400, 4), dtype=bool)
-        >>> prior = fit_node_prior(NodeLikelihood.of(outcomes, signal, np.ones((400, 4)), probs, no_tail))
+        >>> told = NodeOutcomes.of(outcomes, np.ones((400, 4)), probs, no_tail)
+        >>> prior = fit_node_prior(NodeLikelihood.of(told, signal))
         >>> bool(prior.slopes[8:10].sum() > 0.9)
         True
     """
@@ -130,7 +160,7 @@ def _step(prior: NodePrior, likelihood: NodeLikelihood, of_odd: Float[np.ndarray
     expected_odd = prior.odd_share * prior.odd.cells * (inverse @ of_odd).reshape(odd_token.SHAPE)
     pairs, values = expected.sum(axis=2) + _ADDED, expected.sum(axis=(0, 1)) + _ADDED
     # nodes that can have no odd token do not tell how many of the others have one
-    number = float(np.sum(likelihood.odd.possible.any(axis=1))) + odd_token.ADDED + _ADDED * pairs.size
+    number = float(np.sum(likelihood.odd.told.possible.any(axis=1))) + odd_token.ADDED + _ADDED * pairs.size
     share = (float(expected_odd.sum()) + odd_token.ADDED) / number
     along = (pairs / pairs.sum())[..., None] * (values / values.sum())
     return NodePrior((1.0 - share) * along, share, prior.odd.updated(expected_odd))
@@ -148,7 +178,7 @@ class SuccessDraws:
     """Posterior draws given that strata differ."""
 
     success: Float[np.ndarray, "draw node stratum"]
-    """Of every stratum, in [0, 1]."""
+    """Of every stratum, in [0, 1]; 0 for one of no probability."""
     slope: Float[np.ndarray, "draw node"]
     """In logits of success per unit of the signal; 0 where there is an odd token."""
     strength: Float[np.ndarray, "draw node"]
@@ -177,28 +207,34 @@ def draw_success(
     differing[SAME] = 0.0
     signal, chances = likelihood.odd.signal, likelihood.odd.chances(prior.odd)
     of_odd = likelihood.odd.total(chances) * (prior.odd_share * prior.odd.cells).astype(np.float32).ravel()
-    cells = np.cumsum(np.concatenate([likelihood.along * differing.ravel(), of_odd], axis=1, dtype=np.float64), axis=1)
-    found = np.empty((num_draws, *signal.shape))
-    slopes, strengths = np.empty((2, num_draws, len(signal)))
-    half = 0.5 * (VALUES[1] - VALUES[0])
+    along = likelihood.along * differing.astype(np.float32).ravel()
+    cells = np.cumsum(np.concatenate([along, of_odd], axis=1), axis=1, dtype=np.float64)
+    numbers = np.empty((len(signal), 5, num_draws))
+    cell = np.empty((len(signal), num_draws), dtype=np.int64)
     for i, source in enumerate(generators):
-        cell = np.searchsorted(cells[i, :-1], source.random(num_draws) * cells[i, -1], side="right")
-        is_odd = cell >= differing.size
-        which, strength, value = np.unravel_index(np.where(is_odd, 0, cell), differing.shape)
-        # anywhere in the cell
-        slopes[:, i] = SLOPES[which] * np.exp(source.uniform(-0.35, 0.35, num_draws))
-        strengths[:, i] = STRENGTHS[strength]
-        level = VALUES[value] + source.uniform(-half, half, num_draws)
-        logits = level[:, None] + slopes[:, i, None] * signal[i]
-        logits[is_odd], strengths[is_odd, i] = likelihood.odd.draw_odd(i, chances, cell[is_odd] - differing.size, source)
-        slopes[is_odd, i] = 0.0
-        centre = expit(np.clip(logits, -12.0, 12.0))
-        sharp = np.isinf(strengths[:, i, None])
-        total = num_tokens[i] * (np.where(sharp, 0.0, strengths[:, i, None]) + 1.0) - 1.0
-        total = np.where(sharp, 1.0, total)
-        missed = outcomes.num_verified[i] - outcomes.num_correct[i]
-        drawn = source.beta(total * centre + outcomes.num_correct[i], total * (1.0 - centre) + missed)
-        found[:, i] = np.where(sharp, centre, drawn)
-        # the tail was not asked for the odd token, and may hold it: how its tokens differ, nothing tells
-        strengths[is_odd, i] = source.choice(STRENGTHS[:-1], int(is_odd.sum()))
-    return SuccessDraws(np.where(np.isnan(outcomes.terminal), found, outcomes.terminal), slopes, strengths)
+        source.random(out=numbers[i])
+        cell[i] = np.searchsorted(cells[i, :-1], numbers[i, 0] * cells[i, -1], side="right")
+    is_odd = cell >= differing.size
+    which, strength_cell, value = np.unravel_index(np.where(is_odd, 0, cell), differing.shape)
+    # anywhere in the cell
+    slope = np.where(is_odd, 0.0, SLOPES[which] * np.exp(0.7 * numbers[:, 1] - 0.35))
+    level = VALUES[value] + (numbers[:, 2] - 0.5) * (VALUES[1] - VALUES[0])
+    strength = STRENGTHS[strength_cell]
+    token, offset = np.zeros_like(cell), np.zeros_like(level)
+    node, draw = np.nonzero(is_odd)
+    odd = likelihood.odd.draw_odd(node, chances, cell[node, draw] - differing.size, numbers[node, 1:4, draw])
+    level[node, draw], token[node, draw], offset[node, draw], strength[node, draw] = odd.level, odd.token, odd.offset, odd.strength
+    found, every = np.zeros((num_draws, *signal.shape)), np.arange(num_draws)
+    for i, source in enumerate(generators):
+        logits = level[i, :, None] + slope[i, :, None] * signal[i]
+        logits[every, token[i]] += offset[i]
+        live = np.flatnonzero(likelihood.is_open[i])
+        centre = expit(np.clip(logits[:, live], -12.0, 12.0))
+        sharp = np.isinf(strength[i, :, None])
+        total = np.where(sharp, 1.0, num_tokens[i, live] * (np.where(sharp, 0.0, strength[i, :, None]) + 1.0) - 1.0)
+        correct, count = outcomes.num_correct[i, live], outcomes.num_verified[i, live]
+        drawn = source.beta(total * centre + correct, total * (1.0 - centre) + count - correct)
+        found[:, i, live] = np.where(sharp, centre, drawn)
+    # the tail was not asked for the odd token, and may hold it: how its tokens differ, nothing tells
+    strength[node, draw] = STRENGTHS[(numbers[node, 4, draw] * (len(STRENGTHS) - 1)).astype(np.int64)]
+    return SuccessDraws(np.where(np.isnan(outcomes.terminal), found, outcomes.terminal), slope.T, strength.T)

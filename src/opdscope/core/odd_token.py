@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from opdscope.core.stratum_tables import CENTRES, STRENGTHS, tabulate
-from opdscope.core.success import StratumOutcomes
+from opdscope.core.stratum_tables import CENTRES, STRENGTHS, StratumTable
 
 VALUES = np.linspace(-5.5, 5.5, 12)
 """Grid over the common centre of all strata but the odd one, in logits."""
@@ -32,7 +31,9 @@ _SIZES = np.array([0.5, 1.0, 2.0, 3.5, 6.0])
 OFFSETS = np.concatenate([-_SIZES[::-1], _SIZES])
 """Grid of differences of the odd one, in logits; those below zero come first."""
 
-ODD_STRENGTHS = STRENGTHS[[4, 6, 8]]
+_WHICH_STRENGTHS = [4, 6, 8]
+
+ODD_STRENGTHS = STRENGTHS[_WHICH_STRENGTHS]
 """Grid of strengths of all strata's priors: 6, 30 and 139 continuations."""
 
 LEANS = np.array([-1.0, 0.0, 1.0])
@@ -80,26 +81,65 @@ class OddPrior:
 
 
 @dataclass(frozen=True)
-class OddLikelihood:
-    """Of the outcomes of nodes, should one of their strata be the odd one."""
+class OddDraws:
+    """Draws of nodes with an odd token."""
+
+    level: Float[np.ndarray, "draw"]
+    """Common centre of all others, in logits."""
+    token: Int[np.ndarray, "draw"]
+    """Which stratum is the odd one."""
+    offset: Float[np.ndarray, "draw"]
+    """How far its centre is off, in logits."""
+    strength: Float[np.ndarray, "draw"]
+    """Of all strata's priors, in continuations."""
+
+
+@dataclass(frozen=True)
+class OddOutcomes:
+    """What outcomes of nodes say, should one of their strata be the odd one, whoever the teacher is."""
 
     parts: Float[np.ndarray, "node stratum offset value strength"]
-    """By which it is; zero for a stratum that cannot be: the tail, whose tokens may differ, a token that ends the response, one of no probability."""
-    signal: Float[np.ndarray, "node stratum"]
-    """The teacher's, scaled."""
+    """Likelihood by which it is, the largest of a node being 1; zero for a stratum that cannot be."""
+    largest: Float[np.ndarray, "node"]
+    """Log-likelihood that this is; minus infinity where no stratum can be the odd one."""
     group: Int[np.ndarray, "node stratum"]
     """Of the stratum's probability."""
     possible: Bool[np.ndarray, "node stratum"]
-    """Whether it can be the odd one."""
+    """Whether it can be the odd one: not the tail, whose tokens may differ, nor a token that ends the response, nor one of no probability."""
+
+    @staticmethod
+    def of(table: StratumTable, probs: Float[np.ndarray, "node stratum"], possible: Bool[np.ndarray, "node stratum"]) -> "OddOutcomes":
+        """Of tabulated outcomes, at the student's probabilities."""
+        logs = odd_logs(table, possible)
+        largest = logs.max(axis=(1, 2, 3, 4), initial=-np.inf)
+        logs -= np.where(np.isfinite(largest), largest, 0.0).astype(np.float32)[:, None, None, None, None]
+        return OddOutcomes(np.exp(logs, out=logs), largest, probability_group(probs), possible)
+
+    def at(self, part: Int[np.ndarray, "member"]) -> "OddOutcomes":
+        """Of some of the nodes."""
+        return OddOutcomes(self.parts[part], self.largest[part], self.group[part], self.possible[part])
+
+
+@dataclass(frozen=True)
+class OddLikelihood:
+    """Of the outcomes of nodes with one odd stratum, as one teacher sees them."""
+
+    told: OddOutcomes
+    """By which stratum it is."""
+    signal: Float[np.ndarray, "node stratum"]
+    """The teacher's, scaled."""
+    scale: Float[np.ndarray, "node"]
+    """What the largest of a node counts as."""
 
     def chances(self, prior: OddPrior) -> Float[np.ndarray, "side node stratum lean"]:
         """Of each stratum to be the odd one, before outcomes; `side` is below and above the others. Zero for all of a node that has none."""
-        readiness = self._readiness() * prior.weights[self.group][..., None]
+        readiness = self._readiness() * prior.weights[self.told.group][..., None]
         return readiness / np.maximum(readiness.sum(axis=2, keepdims=True), 1e-300)
 
     def total(self, chances: Float[np.ndarray, "side node stratum lean"]) -> Float[np.ndarray, "node cell"]:
         """Likelihood in every cell of the grid, whichever stratum is the odd one."""
-        by_side = [np.matmul(own.swapaxes(1, 2), chances[k].astype(np.float32)) for k, own in enumerate(self._sides())]
+        scaled = (chances * self.scale[:, None, None]).astype(np.float32)
+        by_side = [np.matmul(own.swapaxes(1, 2), scaled[k]) for k, own in enumerate(self._sides())]
         return np.concatenate(by_side, axis=1).reshape(len(self.signal), int(np.prod(SHAPE)))
 
     def learned_weights(
@@ -126,53 +166,53 @@ class OddLikelihood:
         chosen, offered = np.zeros((2, *self.signal.shape))
         for k, own in enumerate(self._sides()):
             cells = share * prior.cells[k * half : (k + 1) * half].reshape(-1, len(LEANS))
-            posterior = (own @ cells.astype(np.float32)) * chances[k] / evidence[:, None, None]
+            posterior = (own @ cells.astype(np.float32)) * chances[k] * (self.scale / evidence)[:, None, None]
             chosen += posterior.sum(axis=-1)
-            scale = np.sum(readiness[k] * prior.weights[self.group][..., None], axis=1)
-            per_unit = posterior.sum(axis=1) / np.maximum(scale, 1e-300)
+            offer = np.sum(readiness[k] * prior.weights[self.told.group][..., None], axis=1)
+            per_unit = posterior.sum(axis=1) / np.maximum(offer, 1e-300)
             offered += np.einsum("nkb,nb->nk", readiness[k], per_unit)
-        number, room = (np.bincount(self.group.ravel(), amount.ravel(), minlength=count) for amount in (chosen, offered))
+        number, room = (np.bincount(self.told.group.ravel(), amount.ravel(), minlength=count) for amount in (chosen, offered))
         # as if one token of each group had been offered together, and each been chosen equally often
         weights = (number + _ADDED_CHOICE) / (room + _ADDED_CHOICE * count)
         return OddPrior(prior.cells, weights / weights.sum())
 
     def draw_odd(
         self,
-        node: int,
+        node: Int[np.ndarray, "draw"],
         chances: Float[np.ndarray, "side node stratum lean"],
         cell: Int[np.ndarray, "draw"],
-        source: np.random.Generator,
-    ) -> tuple[Float[np.ndarray, "draw stratum"], Float[np.ndarray, "draw"]]:
-        """Centres of all strata of a node, in logits, and their strength, given cells of the grid; anywhere in the cell."""
+        numbers: Float[np.ndarray, "draw 3"],
+    ) -> OddDraws:
+        """Draws given nodes and cells of the grid, anywhere in the cell.
+
+        Args:
+            node: Of each draw.
+            chances: Of each stratum to be the odd one.
+            cell: Of each draw.
+            numbers: Uniform in [0, 1), for the difference, the common centre and the odd one.
+        """
         offset, value, strength, lean = np.unravel_index(cell, SHAPE)
         side = (offset >= len(_SIZES)).astype(np.int64)
-        posterior = np.cumsum(chances[side, node, :, lean] * self.parts[node][:, offset, value, strength].T, axis=1)
-        odd = np.sum(source.random((len(cell), 1)) * posterior[:, -1:] >= posterior[:, :-1], axis=1)
-        half = 0.5 * (VALUES[1] - VALUES[0])
-        level = VALUES[value] + source.uniform(-half, half, len(cell))
-        centres = np.repeat(level[:, None], posterior.shape[1], axis=1)
-        centres[np.arange(len(cell)), odd] += OFFSETS[offset] * np.exp(source.uniform(-0.35, 0.35, len(cell)))
-        return centres, ODD_STRENGTHS[strength]
+        posterior = np.cumsum(chances[side, node, :, lean] * self.told.parts[node, :, offset, value, strength], axis=1)
+        odd = np.sum(numbers[:, 2:] * posterior[:, -1:] >= posterior[:, :-1], axis=1)
+        level = VALUES[value] + (numbers[:, 1] - 0.5) * (VALUES[1] - VALUES[0])
+        return OddDraws(level, odd, OFFSETS[offset] * np.exp(0.7 * numbers[:, 0] - 0.35), ODD_STRENGTHS[strength])
 
     def _readiness(self) -> Float[np.ndarray, "side node stratum lean"]:
         push = np.array([-1.0, 1.0])[:, None, None, None] * LEANS * self.signal[..., None]
-        return np.where(self.possible[..., None], np.exp(push), 0.0)
+        return np.where(self.told.possible[..., None], np.exp(push), 0.0)
 
     def _sides(self) -> Float[np.ndarray, "side node stratum cell"]:
         """Below and above the others; cells are those of difference, value and strength."""
         nodes, strata = self.signal.shape
-        return self.parts.reshape(nodes, strata, 2, int(np.prod(SHAPE[:3])) // 2).transpose(2, 0, 1, 3)
+        return self.told.parts.reshape(nodes, strata, 2, int(np.prod(SHAPE[:3])) // 2).transpose(2, 0, 1, 3)
 
 
-def odd_logs(
-    outcomes: StratumOutcomes, num_tokens: Float[np.ndarray, "node stratum"], possible: Bool[np.ndarray, "node stratum"]
-) -> Float[np.ndarray, "node stratum offset value strength"]:
-    """Log-likelihood of each node's outcomes by which stratum is the odd one; minus infinity where it cannot be; arguments as for `tabulate`."""
-    table, index = tabulate(outcomes, num_tokens, ODD_STRENGTHS)
-    at = _nearest(VALUES)
-    own = table[index]
-    common = own[:, :, at]
-    shifted = own[:, :, _nearest(np.clip(VALUES + OFFSETS[:, None], CENTRES[0], CENTRES[-1]))]
+def odd_logs(table: StratumTable, possible: Bool[np.ndarray, "node stratum"]) -> Float[np.ndarray, "node stratum offset value strength"]:
+    """Log-likelihood of each node's outcomes by which stratum is the odd one; minus infinity where it cannot be."""
+    own = table.rows[:, :, _WHICH_STRENGTHS]
+    common = own[:, _nearest(VALUES)][table.index]
+    shifted = own[:, _nearest(np.clip(VALUES + OFFSETS[:, None], CENTRES[0], CENTRES[-1]))][table.index]
     logs = (common.sum(axis=1, keepdims=True) - common)[:, :, None] + shifted
     return np.where(possible[:, :, None, None, None], logs, -np.inf)
 

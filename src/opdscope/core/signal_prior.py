@@ -12,7 +12,7 @@ Infinite strength and no slope is a node whose strata do not differ.
 import numpy as np
 from jaxtyping import Float
 
-from opdscope.core.stratum_tables import CENTRES, STRENGTHS, tabulate
+from opdscope.core.stratum_tables import CENTRES, STRENGTHS, StratumTable
 from opdscope.core.success import StratumOutcomes
 from opdscope.errors import ShapeError
 
@@ -61,44 +61,39 @@ def scaled_signal(
     return np.where(live, np.clip(centred / unit, -_LARGEST, _LARGEST), 0.0), unit
 
 
-def signal_logs(
-    outcomes: StratumOutcomes, signal: Float[np.ndarray, "node stratum"], num_tokens: Float[np.ndarray, "node stratum"]
-) -> Float[np.ndarray, "node slope value strength"]:
+def signal_logs(table: StratumTable, signal: Float[np.ndarray, "node stratum"]) -> Float[np.ndarray, "node slope value strength"]:
     """Log-likelihood of each node's outcomes in every cell of slope, value and strength, interpolated between tabulated centres.
 
     Args:
-        outcomes: Outcomes, `node × stratum`.
+        table: From :func:`opdscope.core.stratum_tables.tabulate`.
         signal: From :func:`scaled_signal`.
-        num_tokens: Tokens that a stratum is worth, as in :func:`opdscope.core.stratum_tables.tabulate`.
 
     Raises:
         ShapeError: If shapes differ.
     """
-    if signal.shape != num_tokens.shape:
-        raise ShapeError(f"expected the same nodes and strata, found {signal.shape} and {num_tokens.shape}")
-    table, index = tabulate(outcomes, num_tokens, STRENGTHS)
+    if signal.shape != table.index.shape:
+        raise ShapeError(f"expected the same nodes and strata, found {signal.shape} and {table.index.shape}")
     # a slope moves all values alike: every node, stratum and slope takes one run of rows, each second row of the table
-    windows = _runs_of_values(table)
-    tells = np.isnan(outcomes.terminal) & (outcomes.num_verified > 0)
+    windows = _runs_of_values(table.rows)
     logs = np.zeros((len(signal), len(SLOPES), len(VALUES) * len(STRENGTHS)), dtype=np.float32)
     for start in range(0, len(signal), _NODES_AT_ONCE):
         part = slice(start, start + _NODES_AT_ONCE)
-        for j in np.flatnonzero(tells[part].any(axis=0)).tolist():
+        for j in np.flatnonzero(table.tells[part].any(axis=0)).tolist():
             moved = signal[part, j, None] * SLOPES / _STEP
             below = np.floor(moved).astype(np.int64)
             share = (moved - below).astype(np.float32)[..., None]
             for place, weight in ((_FIRST + below, 1.0 - share), (_FIRST + below + 1, share)):
-                rows = windows[index[part, j, None], place % 2, place // 2]
+                rows = windows[table.index[part, j, None], place % 2, place // 2]
                 rows *= weight
                 logs[part] += rows
     return logs.reshape(len(signal), len(SLOPES), len(VALUES), len(STRENGTHS))
 
 
-def _runs_of_values(table: Float[np.ndarray, "row centre strength"]) -> Float[np.ndarray, "row 2 place cell"]:
+def _runs_of_values(rows: Float[np.ndarray, "row centre strength"]) -> Float[np.ndarray, "row 2 place cell"]:
     """Log-likelihoods at all of `VALUES` from every place of the table on, which goes on at both ends as it ends; even places and odd ones."""
-    longer = np.pad(table, ((0, 0), (_MOST, _MOST + 1), (0, 0)), mode="edge")
+    longer = np.pad(rows, ((0, 0), (_MOST, _MOST + 1), (0, 0)), mode="edge")
     half = longer.shape[1] // 2
     by_parity = (
-        longer[:, : 2 * half].reshape(len(table), half, 2, len(STRENGTHS)).swapaxes(1, 2).reshape(len(table), 2, half * len(STRENGTHS))
+        longer[:, : 2 * half].reshape(len(rows), half, 2, len(STRENGTHS)).swapaxes(1, 2).reshape(len(rows), 2, half * len(STRENGTHS))
     )
     return np.lib.stride_tricks.sliding_window_view(by_parity, len(VALUES) * len(STRENGTHS), axis=2)[:, :, :: len(STRENGTHS)]

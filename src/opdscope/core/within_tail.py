@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from opdscope.core.node_prior import SuccessDraws
+from opdscope.core.stratum_tables import stratum_tokens
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,14 @@ class Push:
     gradient_squared_norm: Float[np.ndarray, "node"]
     """Over the full vocabulary."""
 
-    def at(self, part: slice) -> "Push":
+    def at(self, part: Int[np.ndarray, "member"]) -> "Push":
         """That at some of the nodes."""
         return Push(*(getattr(self, field.name)[part] for field in fields(self)))
 
     @property
     def num_tokens(self) -> Float[np.ndarray, "node stratum"]:
         """Tokens of equal probability that the stratum is worth; 1 for a candidate."""
-        inside = self.is_tail & (self.squared_probs > 0)
-        return np.where(inside, np.maximum(self.probs**2 / np.where(inside, self.squared_probs, 1.0), 1.0), 1.0)
+        return stratum_tokens(self.probs, self.squared_probs, self.is_tail)
 
 
 def draw_cosines(

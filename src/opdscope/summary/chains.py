@@ -10,16 +10,8 @@ from jaxtyping import Float, Int
 
 from opdscope.config import Config
 from opdscope.core.aggregation import Estimate, clustered_statistic, ratio
-from opdscope.summary.nodes import (
-    NodeArrays,
-    NodeMeasures,
-    Posterior,
-    central_interval,
-    measure_nodes,
-    node_posterior,
-    read_nodes,
-    score_table,
-)
+from opdscope.summary.measures import NodeMeasures, measure_nodes, score_table
+from opdscope.summary.nodes import NodeArrays, Posterior, central_interval, node_posterior, read_nodes
 from opdscope.summary.teachers import question_success
 from opdscope.summary.weights import question_weights
 

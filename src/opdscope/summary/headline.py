@@ -11,8 +11,9 @@ from opdscope.config import NULL_CONTEXTS, Config, TeacherConfig
 from opdscope.core.aggregation import clustered_mean
 from opdscope.records import TAIL, Outcome, Role
 from opdscope.summary.looks import screen_looks
+from opdscope.summary.measures import NodeMeasures, measure_nodes
 from opdscope.summary.needed import needed_to_settle, verdict_with_needed
-from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, read_nodes
+from opdscope.summary.nodes import PATHS, NodeArrays, Posterior, node_posterior, read_nodes
 from opdscope.summary.paper import summarize_paper
 from opdscope.summary.parameters import parameter_alignments
 from opdscope.summary.paths import list_arrays

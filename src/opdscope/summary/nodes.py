@@ -1,49 +1,31 @@
 """Per node, teacher and objective: alignment, gains and advantage with posterior intervals, from the stored continuations."""
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
-from scipy.special import ndtri
 
 from opdscope.config import Config
 from opdscope.core.alignment import (
-    advantage_variance,
-    gain,
-    gain_variance,
     ideal_norm_noise,
     ideal_squared_norm,
-    natural_gain,
-    teacher_advantage,
 )
 from opdscope.core.backup import backed_up_outcomes, backed_up_posterior, interval_variance
 from opdscope.core.coupling import Coupling
-from opdscope.core.node_prior import NodeLikelihood, NodePrior, draw_success, fit_node_prior
 from opdscope.core.randomness import generator
-from opdscope.core.shortest import shortest_interval
-from opdscope.core.signal_prior import scaled_signal
 from opdscope.core.success import StratumOutcomes, draw_priors, mean_success, success_prior
-from opdscope.core.within_tail import Push, draw_cosines
 from opdscope.records import TAIL, Outcome
 from opdscope.summary.evidence import Evidence, read_evidence
-from opdscope.summary.weights import drawn_nodes, node_weights
+from opdscope.summary.weights import drawn_nodes
 
 PATHS = ("all", "correct", "incorrect")
 """Classes of paths by their own outcome."""
 
 _MOST_GROUPS, _NODES_A_GROUP = 4, 48
 """Groups of nodes that have a prior of their own, and the least number of nodes in one."""
-
-_REFERENCE_NODES = 1500
-"""Nodes of a run from which it is learned how far a teacher's push and success go together."""
-
-_NODES_AT_ONCE = 512
-"""Posterior draws of so many nodes are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -121,34 +103,6 @@ def planned_counts(tables: Mapping[str, pa.Table]) -> dict[tuple[str, int], int]
 
 
 @dataclass(frozen=True)
-class NodeMeasures:
-    """One (teacher, objective) at all its nodes; every array has one entry per node of `index`."""
-
-    teacher: str
-    """Whose signal."""
-    objective: str
-    """Which objective."""
-    index: Int[np.ndarray, "node"]
-    """Which of the run's nodes."""
-    score: Float[np.ndarray, "node 3"]
-    """Alignment score where success has a range: posterior mean, lower and upper end. NaN where there is no push."""
-    gain: Float[np.ndarray, "node 3"]
-    """Euclidean gain: unbiased estimate, lower and upper end."""
-    natural_gain: Float[np.ndarray, "node 3"]
-    """Natural gain: unbiased estimate, lower and upper end."""
-    natural_alignment: Float[np.ndarray, "node 3"]
-    """Natural alignment where success has a range: posterior mean, lower and upper end."""
-    advantage: Float[np.ndarray, "node 3"]
-    """Teacher advantage: unbiased estimate, lower and upper end."""
-    gradient_squared_norm: Float[np.ndarray, "node"]
-    """Squared length of the push on the logits."""
-    reverse_kl: Float[np.ndarray, "node"]
-    """KL(student ‖ teacher) in nats."""
-    tail_prob: Float[np.ndarray, "node"]
-    """The teacher's probability outside the measured candidates."""
-
-
-@dataclass(frozen=True)
 class Posterior:
     """What the outcomes say about success at every node."""
 
@@ -219,110 +173,6 @@ def _groups(nodes: NodeArrays) -> list[Int[np.ndarray, "member"]]:
     inclusion = np.array([row["inclusion"] for row in nodes.rows])
     count = 1 if np.isnan(inclusion).any() else int(np.clip(len(inclusion) // _NODES_A_GROUP, 1, _MOST_GROUPS))
     return np.array_split(np.argsort(inclusion, kind="stable"), count)
-
-
-def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: Posterior, config: Config) -> list[NodeMeasures]:
-    """Every teacher and objective at every node, teachers in the order in which they were stored."""
-    index_of = {row["node_id"]: i for i, row in enumerate(nodes.rows)}
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in tables["node_signals"].to_pylist():
-        if row["node_id"] in index_of:
-            grouped.setdefault((row["teacher"], row["objective"]), []).append(row)
-
-    def measure(key: tuple[str, str]) -> NodeMeasures:
-        return _measure(*key, grouped[key], index_of, nodes, posterior, config)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter inside its loops
-        return list(pool.map(measure, grouped))
-
-
-def _measure(
-    teacher: str,
-    objective: str,
-    rows: Sequence[dict[str, Any]],
-    index_of: Mapping[str, int],
-    nodes: NodeArrays,
-    posterior: Posterior,
-    config: Config,
-) -> NodeMeasures:
-    index = np.array([index_of[row["node_id"]] for row in rows])
-    width = nodes.probs.shape[1]
-    teacher_prob, signal, gradient = (padded([row[name] for row in rows], width) for name in ("teacher_prob", "signal", "gradient"))
-    norm = np.array([row["gradient_squared_norm"] for row in rows])
-    variance = np.array([row["signal_variance"] for row in rows])
-    scaled, unit = scaled_signal(nodes.probs[index], signal, posterior.told.at(index))
-    push = Push(nodes.probs[index], nodes.squared_probs[index], nodes.is_tail[index], signal, variance, gradient, norm)
-    prior = _learned(scaled, push, posterior.told.at(index))
-    parts: list[list[Float[np.ndarray, "node 3"]]] = []
-    for start in range(0, len(index), _NODES_AT_ONCE):
-        part = slice(start, start + _NODES_AT_ONCE)
-        own = index[part]
-        p, mean, noise = nodes.logprobs[own], posterior.mean[own], posterior.variance[own]
-        matched = None if posterior.correlations is None else posterior.correlations[own]
-        level, told, here = config.analysis.confidence, posterior.told.at(own), push.at(part)
-        sources = [generator(config.seed, "cosine", teacher, objective, nodes.rows[i]["node_id"]) for i in own]
-        likelihood = NodeLikelihood.of(told, scaled[part], here.num_tokens, here.probs, here.is_tail)
-        draws = draw_success(prior, likelihood, told, here.num_tokens, config.analysis.num_draws, sources)
-        score, correlation = draw_cosines(here, draws, unit, sources)
-        parts.append(
-            [
-                shortest_interval(score, level),
-                _normal(gain(p, gradient[part], mean), gain_variance(p, gradient[part], noise, matched), level),
-                _normal(natural_gain(p, signal[part], mean), gain_variance(p, signal[part], noise, matched), level),
-                shortest_interval(correlation, level),
-                _normal(teacher_advantage(p, teacher_prob[part], mean), advantage_variance(p, teacher_prob[part], noise, matched), level),
-            ]
-        )
-    score, euclidean, natural, correlation, advantage = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    kl = np.array([row["reverse_kl"] for row in rows])
-    tail = np.sum(np.where(nodes.is_tail[index], teacher_prob, 0.0), axis=-1)
-    return NodeMeasures(teacher, objective, index, score, euclidean, natural, correlation, advantage, norm, kl, tail)
-
-
-def _learned(scaled: Float[np.ndarray, "node stratum"], push: Push, outcomes: StratumOutcomes) -> NodePrior:
-    """What nodes are like and how far a teacher's push goes together with success, learned from nodes spread evenly over the run."""
-    picked = np.linspace(0, len(scaled) - 1, min(len(scaled), _REFERENCE_NODES)).astype(np.int64)
-    tokens, probs, is_tail = (values[picked] for values in (push.num_tokens, push.probs, push.is_tail))
-    return fit_node_prior(NodeLikelihood.of(outcomes.at(picked), scaled[picked], tokens, probs, is_tail))
-
-
-def node_scores(tables: Mapping[str, pa.Table], config: Config) -> pa.Table:
-    """One row per node, teacher and objective, with every quantity of METHOD section 4 and its interval.
-
-    Columns `score`, `gain`, `natural_gain`, `natural_alignment` and `advantage` have companions `…_low` and `…_high` at the configured
-    confidence. `ideal_squared_norm` is corrected for noise and may be negative. NaN is undefined; so is `weight` under `protocol: paper`,
-    whose nodes have no inclusion probability.
-    """
-    nodes = read_nodes(tables)
-    if not nodes.rows:
-        return pa.table({})
-    posterior = node_posterior(tables, nodes, config)
-    return score_table(nodes, posterior, measure_nodes(tables, nodes, posterior, config))
-
-
-def score_table(nodes: NodeArrays, posterior: Posterior, measures: Sequence[NodeMeasures]) -> pa.Table:
-    """The rows of :func:`node_scores` from what was measured already."""
-    chunks: list[pa.Table] = []
-    for m in measures:
-        rows = [nodes.rows[i] for i in m.index]
-        columns: dict[str, Any] = {
-            name: [row[name] for row in rows] for name in ("node_id", "question_id", "rollout_index", "position", "path_outcome")
-        }
-        columns |= {"teacher": [m.teacher] * len(rows), "objective": [m.objective] * len(rows)}
-        columns["weight"] = node_weights(rows)
-        for name in ("score", "gain", "natural_gain", "natural_alignment", "advantage"):
-            values = getattr(m, name)
-            columns |= {name: values[:, 0], f"{name}_low": values[:, 1], f"{name}_high": values[:, 2]}
-        columns |= {"ideal_squared_norm": posterior.ideal_squared_norm[m.index], "gradient_squared_norm": m.gradient_squared_norm}
-        columns["reverse_kl"] = m.reverse_kl
-        chunks.append(pa.table(columns))
-    return pa.concat_tables(chunks)
-
-
-def _normal(estimate: Float[np.ndarray, "node"], variance: Float[np.ndarray, "node"], confidence: float) -> Float[np.ndarray, "node 3"]:
-    """A number that is linear in success with its interval, which needs no prior."""
-    half = float(ndtri(0.5 + confidence / 2)) * np.sqrt(variance)
-    return np.stack([estimate, estimate - half, estimate + half], axis=-1)
 
 
 def central_interval(draws: Float[np.ndarray, "draw node"], confidence: float) -> Float[np.ndarray, "node 3"]:

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from opdscope.config import Config, PaperConfig
 from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean, pooled_cosine
 from opdscope.core.paper import KeptChildren, filter_positive, kept_children, question_means
-from opdscope.summary.nodes import PATHS, NodeArrays, NodeMeasures, Posterior, measure_nodes, node_posterior, padded, read_nodes
+from opdscope.summary.measures import NodeMeasures, measure_nodes
+from opdscope.summary.nodes import PATHS, NodeArrays, Posterior, node_posterior, padded, read_nodes
 from opdscope.summary.visits import TreeOutcomes, read_tree
 
 _OBJECTIVE = "reverse_kl"

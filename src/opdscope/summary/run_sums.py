@@ -14,7 +14,8 @@ from opdscope.core.aggregation import Estimate, pooled_cosine, ratio
 from opdscope.core.differences import Statistic
 from opdscope.errors import RunDirectoryError
 from opdscope.summary.looks import screen_looks
-from opdscope.summary.nodes import measure_nodes, node_posterior, read_nodes
+from opdscope.summary.measures import measure_nodes
+from opdscope.summary.nodes import node_posterior, read_nodes
 from opdscope.summary.ranking import verdicts
 from opdscope.summary.teachers import (
     null_of,

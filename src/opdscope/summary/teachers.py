@@ -13,7 +13,8 @@ from opdscope.core.aggregation import Estimate, bounded_estimate, clustered_mean
 from opdscope.core.screening import screening_gain, value_corrections
 from opdscope.records import Outcome, Role
 from opdscope.summary.controls import corrections
-from opdscope.summary.nodes import NodeArrays, NodeMeasures, Posterior
+from opdscope.summary.measures import NodeMeasures
+from opdscope.summary.nodes import NodeArrays, Posterior
 from opdscope.summary.responses import Responses, read_responses
 
 
