@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import betabinom
 
-from opdscope.core import node_prior, signal_prior
+from opdscope.core import node_prior, odd_token, signal_prior
 from opdscope.core.node_prior import NodeLikelihood, NodeOutcomes, draw_success, fit_node_prior
 from opdscope.core.stratum_tables import STRENGTHS
 from opdscope.core.success import StratumOutcomes
@@ -127,6 +128,26 @@ def test_a_node_without_outcomes_has_the_odd_tokens_of_the_others():
     lowest = np.argmin(draws.success[:, 0], axis=1)
     # tokens of .05 and .08 are in one group of probabilities, and the odd ones in it; at the other nodes each of five is the lowest as often
     assert np.mean((lowest == 2) | (lowest == 3)) > 0.6
+
+
+def test_both_kinds_of_nodes_are_on_one_scale():
+    # at the first node one token is odd, at the second all follow the signal
+    correct, count = np.array([[9, 10, 1, 9, 10], [1, 4, 6, 8, 10]]), np.full((2, STRATA), 10)
+    signal = np.array([[0.0, 0.0, 0.0, 0.0, 0.0], [-2.0, -0.5, 0.0, 1.0, 2.0]])
+    likelihood = likelihood_of(StratumOutcomes(correct, count, np.full((2, STRATA), np.nan)), signal)
+    along = likelihood.along.reshape(2, *signal_prior.SHAPE)
+    np.testing.assert_allclose(np.maximum(along.max(axis=(1, 2, 3)), likelihood.odd.scale), 1.0)
+    which, slope = 4, 8
+    strength = STRENGTHS[which]
+    for node, value, stratum, offset in ((0, 8, 2, 0), (1, 6, 0, 1)):
+        odd_centre = expit(odd_token.VALUES[value] + odd_token.OFFSETS[offset] * (np.arange(STRATA) == stratum))
+        own_centre = expit(signal_prior.VALUES[2 * value] + signal_prior.SLOPES[slope] * signal[node])
+        exact = [betabinom.logpmf(correct[node], 10, strength * m, strength * (1 - m)).sum() for m in (odd_centre, own_centre)]
+        odd = likelihood.odd.told.parts[node, stratum, offset, value, 0] * likelihood.odd.scale[node]
+        # centres are tabulated a quarter apart: five strata with 10 outcomes are off by a quarter of a point of 10 / 32 each
+        assert np.log(odd) - np.log(along[node, slope, which, 2 * value]) == pytest.approx(
+            exact[0] - exact[1], abs=5 * 0.25**2 / 8 * 10 / 4
+        )
 
 
 def test_nodes_that_can_have_no_odd_token_do_not_lower_the_share_of_those_that_have_one():

@@ -102,6 +102,19 @@ def test_the_whole_is_the_mean_over_which_token_it_is_and_draws_find_it():
     assert np.all(np.abs(share - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / count) + 1e-12)
 
 
+def test_what_the_largest_of_a_node_counts_as_is_a_factor_of_its_likelihood():
+    outcomes, signal, probs = simulated(50)
+    own, prior = likelihood(outcomes, signal, np.ones(probs.shape), probs, np.zeros(probs.shape, dtype=bool)), some_prior()
+    scale = np.random.default_rng(0).random(50)
+    scaled = OddLikelihood(own.told, signal, scale)
+    chances = own.chances(prior)
+    np.testing.assert_allclose(scaled.total(chances), scale[:, None] * own.total(chances), rtol=1e-5)
+    # a node whose whole evidence is smaller by the same factor says as much of which token is the odd one
+    evidence = own.total(chances) @ prior.cells.ravel()
+    learned, expected = scaled.learned_weights(prior, chances, 0.7, scale * evidence), own.learned_weights(prior, chances, 0.7, evidence)
+    np.testing.assert_allclose(learned.weights, expected.weights, rtol=1e-5)
+
+
 def simulated(count=1500, seed=0):
     """Nodes at which the third token, a rare one, succeeds less often, and a teacher that says so."""
     generator = np.random.default_rng(seed)

@@ -228,6 +228,27 @@ MUTATIONS = (
         "core_odd_token core_node_prior",
     ),
     Mutation(
+        "nodes with an odd token are as likely as others, whatever their outcomes",
+        "core/node_prior.py",
+        "np.exp(told.odd.largest - largest)",
+        "np.exp(0.0 * largest)",
+        "core_node_prior",
+    ),
+    Mutation(
+        "a node at which no odd token is likely says as much of which one it is",
+        "core/odd_token.py",
+        "(self.scale / evidence)",
+        "(1.0 / evidence)",
+        "core_odd_token",
+    ),
+    Mutation(
+        "a teacher's numbers are those of other nodes where it was not asked at all",
+        "summary/measures.py",
+        "np.searchsorted(self.index, members)",
+        "np.arange(len(members))",
+        "summary_measures",
+    ),
+    Mutation(
         "the odd token is drawn by what was known before its outcomes",
         "core/odd_token.py",
         "chances[side, node, :, lean] * self.told.parts[node, :, offset, value, strength]",
@@ -282,6 +303,13 @@ MUTATIONS = (
         "+ mass * together * gradient_spread",
         "+ 0.0 * together * gradient_spread",
         "core_within_tail",
+    ),
+    Mutation(
+        "the shortest interval is chosen by the draws that it is read off",
+        "core/shortest.py",
+        "_intervals(draws[1::2], confidence)",
+        "_intervals(draws[::2], confidence)",
+        "core_shortest",
     ),
     Mutation(
         "the ends of a shortest interval hold nothing beyond the last draw",

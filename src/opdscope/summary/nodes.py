@@ -1,4 +1,4 @@
-"""Per node, teacher and objective: alignment, gains and advantage with posterior intervals, from the stored continuations."""
+"""All nodes of a run as arrays, and what the stored continuations say about success there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from opdscope.config import Config
-from opdscope.core.alignment import (
-    ideal_norm_noise,
-    ideal_squared_norm,
-)
+from opdscope.core.alignment import ideal_norm_noise, ideal_squared_norm
 from opdscope.core.backup import backed_up_outcomes, backed_up_posterior, interval_variance
 from opdscope.core.coupling import Coupling
 from opdscope.core.randomness import generator
