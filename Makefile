@@ -41,9 +41,9 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/sampler.py
 
-# Every estimator against worlds where the answer is known; writes docs/truth.md.
+# Every estimator against worlds where the answer is known; writes docs/truth.md. Two processes, a thread each.
 bench-truth: $(STAMP)
-	$(BIN)/python bench/truth
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/truth
 
 # Each formula made wrong in turn: a test must notice; writes docs/mutations.md.
 bench-mutations: $(STAMP)

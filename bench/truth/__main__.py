@@ -51,7 +51,7 @@ def _screening() -> list[Section]:
 EXPERIMENTS: dict[str, Callable[[], list[Section]]] = {
     "screening": _screening,
     **{f"targeted rollouts, {budget}": partial(targeted.coverage, budget, 100, REPETITIONS) for budget in targeted.BUDGETS},
-    "a real network": lambda: [enumerated.study(16, 100)],
+    "a real network": lambda: [enumerated.study(64, 25)],
     "long chains": lambda: [long_chains.study(12, 1024)],
     "protocols": lambda: protocols.compare_protocols(16),
     "filters": lambda: [filters.study(6, 8)],
