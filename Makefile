@@ -43,7 +43,7 @@ bench: $(STAMP)
 
 # Every estimator against worlds where the answer is known; writes docs/truth.md. Two processes, a thread each.
 bench-truth: $(STAMP)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/truth
+	OMP_NUM_THREADS=1 $(BIN)/python bench/truth
 
 # Each formula made wrong in turn: a test must notice; writes docs/mutations.md.
 bench-mutations: $(STAMP)

@@ -1,6 +1,6 @@
 """Checks every estimator against worlds where the answer is known, and writes what it finds.
 
-    python bench/truth
+    OMP_NUM_THREADS=1 python bench/truth
 
 Prints the tables, writes docs/truth.md and bench/results/truth.json. Seeds are fixed: a second run on the same machine gives the same page.
 """
