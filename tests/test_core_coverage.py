@@ -150,7 +150,8 @@ def test_cosines_cover_whatever_the_teacher_knows(slope, budget):
         found = shortest_interval(own, LEVEL)
         covered = np.mean((found[:, 1] <= truth) & (truth <= found[:, 2]))
         # three binomial standard errors are .026; the prior takes the slope for the same at all values, where this teacher follows success itself,
-        # whose logits are steeper towards 0 and 1: with a good teacher and 128 continuations intervals are up to three points too wide
+        # whose logits are steeper towards 0 and 1: with a good teacher and 128 continuations intervals are up to three points too
+        # wide, and with 32 the prior, learned anew, moves coverage by two points from run to run (the deviation over eight seeds)
         assert 0.9 - 0.026 < covered < 0.9 + 0.026 + (0.03 if slope > 0 else 0.0), (name, covered)
         if slope != 0:
             assert abs(np.mean(found[:, 0] - truth)) < 0.5 * abs(np.mean(np.nanmean(without, axis=0) - truth))

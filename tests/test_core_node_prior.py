@@ -144,7 +144,7 @@ def test_both_kinds_of_nodes_are_on_one_scale():
         own_centre = expit(signal_prior.VALUES[2 * value] + signal_prior.SLOPES[slope] * signal[node])
         exact = [betabinom.logpmf(correct[node], 10, strength * m, strength * (1 - m)).sum() for m in (odd_centre, own_centre)]
         odd = likelihood.odd.told.parts[node, stratum, offset, value, 0] * likelihood.odd.scale[node]
-        # centres are tabulated a quarter apart: five strata with 10 outcomes are off by a quarter of a point of 10 / 32 each
+        # centres are tabulated a quarter apart: a straight line between them is off by at most h² / 8 times n / 4 a stratum
         assert np.log(odd) - np.log(along[node, slope, which, 2 * value]) == pytest.approx(
             exact[0] - exact[1], abs=5 * 0.25**2 / 8 * 10 / 4
         )

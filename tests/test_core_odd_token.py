@@ -109,7 +109,7 @@ def test_what_the_largest_of_a_node_counts_as_is_a_factor_of_its_likelihood():
     scaled = OddLikelihood(own.told, signal, scale)
     chances = own.chances(prior)
     np.testing.assert_allclose(scaled.total(chances), scale[:, None] * own.total(chances), rtol=1e-5)
-    # a node whose whole evidence is smaller by the same factor says as much of which token is the odd one
+    # float32; a node whose whole evidence is smaller by the same factor says as much of which token is the odd one
     evidence = own.total(chances) @ prior.cells.ravel()
     learned, expected = scaled.learned_weights(prior, chances, 0.7, scale * evidence), own.learned_weights(prior, chances, 0.7, evidence)
     np.testing.assert_allclose(learned.weights, expected.weights, rtol=1e-5)

@@ -305,10 +305,17 @@ MUTATIONS = (
         "core_within_tail",
     ),
     Mutation(
-        "the shortest interval is chosen by the draws that it is read off",
+        "gaps that were chosen for being short hold as much as others",
         "core/shortest.py",
-        "_intervals(draws[1::2], confidence)",
-        "_intervals(draws[::2], confidence)",
+        "0.5 * np.sqrt(confidence",
+        "0.0 * np.sqrt(confidence",
+        "core_shortest",
+    ),
+    Mutation(
+        "an interval that reaches an end counts as chosen, too",
+        "core/shortest.py",
+        "chosen = (low > -1.0) & (high < 1.0)",
+        "chosen = low <= high",
         "core_shortest",
     ),
     Mutation(

@@ -233,7 +233,7 @@ def draw_success(
         sharp = np.isinf(strength[i, :, None])
         total = np.where(sharp, 1.0, num_tokens[i, live] * (np.where(sharp, 0.0, strength[i, :, None]) + 1.0) - 1.0)
         correct, count = outcomes.num_correct[i, live], outcomes.num_verified[i, live]
-        drawn = source.beta(total * centre + correct, total * (1.0 - centre) + count - correct)
+        drawn = source.beta(total * centre + correct, total * (1.0 - centre) + (count - correct))
         found[:, i, live] = np.where(sharp, centre, drawn)
     # the tail was not asked for the odd token, and may hold it: how its tokens differ, nothing tells
     strength[node, draw] = STRENGTHS[(numbers[node, 4, draw] * (len(STRENGTHS) - 1)).astype(np.int64)]

@@ -42,7 +42,7 @@ class NodeMeasures:
     objective: str
     """Which objective."""
     index: Int[np.ndarray, "node"]
-    """Which of the run's nodes."""
+    """Which of the run's nodes, ascending."""
     score: Float[np.ndarray, "node 3"]
     """Alignment score where success has a range: posterior mean, lower and upper end. NaN where there is no push."""
     gain: Float[np.ndarray, "node 3"]
@@ -71,7 +71,7 @@ def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: 
 
     seen = [_Seen.of(*key, rows, index_of, nodes, posterior) for key, rows in grouped.items()]
     count = len(nodes.rows)
-    picked = np.linspace(0, count - 1, min(count, _REFERENCE_NODES)).astype(np.int64)
+    picked = _spread(count)
     tokens = stratum_tokens(nodes.probs, nodes.squared_probs, nodes.is_tail)
 
     def told(members: Int[np.ndarray, "node"]) -> NodeOutcomes:
@@ -80,9 +80,11 @@ def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: 
     reference = told(picked)
 
     def learn(own: _Seen) -> NodePrior:
-        """What nodes are like and how far a teacher's push goes together with success, learned from nodes spread evenly over the run."""
-        mine = np.flatnonzero(np.isin(picked, own.index))
-        return fit_node_prior(NodeLikelihood.of(reference.at(mine), own.scaled[own.places(picked[mine])]))
+        """What nodes are like and how far a teacher's push goes together with success, learned from nodes spread evenly over its own."""
+        if len(own.index) == count:
+            return fit_node_prior(NodeLikelihood.of(reference, own.scaled[picked]))
+        places = _spread(len(own.index))
+        return fit_node_prior(NodeLikelihood.of(told(own.index[places]), own.scaled[places]))
 
     def measure(members: Int[np.ndarray, "node"]) -> list[_Numbers]:
         """All teachers at a few nodes, whose outcomes are tabulated once for all of them."""
@@ -93,8 +95,10 @@ def measure_nodes(tables: Mapping[str, pa.Table], nodes: NodeArrays, posterior: 
             found.append(_measure(own, prior, own.places(members[mine]), here.at(mine), nodes, posterior, config))
         return found
 
-    batches = np.split(np.arange(count), range(_NODES_AT_ONCE, count, _NODES_AT_ONCE))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter inside its loops
+    threads = os.cpu_count() or 1
+    size = min(_NODES_AT_ONCE, max(-(-count // threads), 1))
+    batches = np.split(np.arange(count), range(size, count, size))
+    with ThreadPoolExecutor(threads) as pool:  # numpy lets go of the interpreter inside its loops
         priors = list(pool.map(learn, seen))
         measured = list(pool.map(measure, batches))
     return [own.measures([batch[k] for batch in measured], nodes) for k, own in enumerate(seen)]
@@ -194,6 +198,11 @@ def _measure(
         shortest_interval(correlation, level),
         _normal(teacher_advantage(p, q, mean), advantage_variance(p, q, noise, matched), level),
     ]
+
+
+def _spread(count: int) -> Int[np.ndarray, "node"]:
+    """Places of the nodes to learn from, among so many."""
+    return np.linspace(0, count - 1, min(count, _REFERENCE_NODES)).astype(np.int64)
 
 
 def _normal(estimate: Float[np.ndarray, "node"], variance: Float[np.ndarray, "node"], confidence: float) -> Float[np.ndarray, "node 3"]:
